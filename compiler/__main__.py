@@ -1,0 +1,104 @@
+"""The command line: `python -m compiler target=rpi4 model=mobilenetv3`, `python -m compiler VERB ...`."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+
+from compiler.errors import CompilerError, InterruptedBuild, unknown_name
+
+VERBS = {
+    "build": "the artifact for a target and a model (meant when no verb is given)",
+    "plan": "every step with its key, hit or miss, and why; runs nothing",
+    "doctor": "checks this host, prints the install line for what lacks",
+    "show": "a manifest as a table",
+    "run": "inference with a built artifact",
+    "verify": "every file of an artifact against its manifest",
+}
+HYDRA_FLAGS = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--package", "-p", "--shell-completion", "-sc")
+
+
+def main() -> int:
+    """Runs the command line's verb; returns the exit code of the contract."""
+    arguments = sys.argv[1:]
+    try:
+        return _dispatch(arguments)
+    except CompilerError as error:
+        from compiler.commands.arguments import print_error
+
+        print_error(error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return InterruptedBuild.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception:
+        traceback.print_exc()
+        print("try: report this with the lines above; it is a bug in the compiler, not in your input", file=sys.stderr)
+        print("error: internal error", file=sys.stderr)
+        return 1
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("--help", "-h", "help"):
+        print(_help())
+        return 0
+    if arguments[0] == "--version":
+        from compiler import __version__
+
+        print(__version__)
+        return 0
+    first = arguments[0]
+    if first.startswith("-") or "=" in first:
+        verb, rest = "build", arguments
+    else:
+        verb, rest = first, arguments[1:]
+    if verb not in VERBS:
+        raise unknown_name("verb", verb, VERBS)
+    if verb in ("build", "plan") and any(a.partition("=")[0] in HYDRA_FLAGS for a in rest):
+        return _hydra(rest)
+    code: int = importlib.import_module(f"compiler.commands.{verb}").run(rest)
+    return code
+
+
+def _hydra(arguments: list[str]) -> int:
+    """Hydra's own flags, answered by Hydra itself."""
+    import hydra
+
+    from compiler.config import conf_dir, register_resolvers
+
+    register_resolvers()
+    sys.argv = [sys.argv[0], *arguments, "hydra.output_subdir=null", "hydra.run.dir=."]
+
+    @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
+    def show(_config: object) -> None:
+        """Hydra prints what its flags ask for and never gets here."""
+
+    try:
+        show()
+    except SystemExit as stop:
+        return 2 if stop.code else 0
+    return 0
+
+
+def _help() -> str:
+    from compiler.config import options
+
+    lines = [__doc__ or "", "", "verbs (each has --help):"]
+    lines += [f"  {name:<8} {text}" for name, text in VERBS.items()]
+    lines += ["", "configuration (any Hydra override may follow):"]
+    lines += [f"  {group}={'|'.join(options(group))}" for group in ("target", "model", "data", "budget")]
+    lines += ["  candidates=[...]  from: " + ", ".join(options("candidate"))]
+    lines += [
+        "",
+        "flags of build and plan: --json, --multirun, --config-dir DIR; Hydra's --cfg job and --info work too",
+    ]
+    return "\n".join(lines).strip()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

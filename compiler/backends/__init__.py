@@ -1,0 +1,1 @@
+"""How each format is made: converter and quantizer stages, heavy, on the build host only. One file a backend."""

@@ -1,0 +1,88 @@
+"""OpenVINO IR: conversion from ONNX, int8 by NNCF's post-training quantization."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from compiler.conversion import SIGNATURE, Conversion
+from compiler.errors import StepError, unknown_name
+from compiler.stage import PREVIOUS
+
+PRESETS = ("mixed", "performance")
+
+
+@dataclasses.dataclass(kw_only=True)
+class Convert(Conversion):
+    """ONNX to `model.xml` and `model.bin`, weights in fp32. Execution precision is chosen when the IR is opened."""
+
+    tools: ClassVar[tuple[str, ...]] = ("openvino",)
+    artifact: ClassVar[str] = "model.xml"
+    runtime: ClassVar[str] = "openvino"
+    runtime_options: ClassVar[Mapping[str, Any]] = {"INFERENCE_PRECISION_HINT": "f32"}
+
+    def convert(self, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+        """See `Conversion.convert`. Raises StepError where OpenVINO has no translation for an operator."""
+        import openvino
+
+        try:
+            model = openvino.convert_model(str(inputs["model"] / "model.onnx"))
+        except Exception as error:
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            named = next(
+                (line for line in lines if "not supported" in line.lower() or "unsupported" in line.lower()),
+                lines[-1] if lines else "",
+            )
+            raise StepError(
+                f"OpenVINO cannot convert the model: {named}",
+                fix="replace the operator, or choose candidates of another backend",
+                details=lines[:6],
+            ) from error
+        openvino.save_model(model, str(out / "model.xml"), compress_to_fp16=False)
+        return {"operations": len(model.get_ops())}
+
+
+@dataclasses.dataclass(kw_only=True)
+class Quantize(Conversion):
+    """A float IR to int8: weights per channel; preset `mixed` takes asymmetric activations, `performance` symmetric."""
+
+    inputs: ClassVar[Mapping[str, str]] = {"model": PREVIOUS, "samples": "samples", "calibration": "calibrate"}
+    tools: ClassVar[tuple[str, ...]] = ("openvino", "nncf", "numpy")
+    artifact: ClassVar[str] = "model.xml"
+    runtime: ClassVar[str] = "openvino"
+    runtime_options: ClassVar[Mapping[str, Any]] = {"INFERENCE_PRECISION_HINT": "f32"}
+
+    preset: str = "mixed"
+    fast_bias_correction: bool = True
+
+    def precision(self) -> str:
+        """int8."""
+        return "int8"
+
+    def convert(self, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+        """See `Conversion.convert`. Raises ConfigError for an unknown preset."""
+        import nncf
+        import numpy as np
+        import openvino
+
+        from compiler.runtime.preprocess import encode
+
+        if self.preset not in PRESETS:
+            raise unknown_name("preset", self.preset, PRESETS)
+        signature = json.loads((inputs["model"] / SIGNATURE).read_text())
+        images = np.load(inputs["calibration"] / "samples.npy", mmap_mode="r", allow_pickle=False)
+        dataset = nncf.Dataset(range(len(images)), lambda i: encode(images[i : i + 1], signature))
+        quantized = nncf.quantize(
+            openvino.Core().read_model(str(inputs["model"] / "model.xml")),
+            dataset,
+            preset=nncf.QuantizationPreset(self.preset),
+            target_device=nncf.TargetDevice.CPU,
+            subset_size=len(images),
+            fast_bias_correction=self.fast_bias_correction,
+        )
+        openvino.save_model(quantized, str(out / "model.xml"), compress_to_fp16=False)
+        kinds = [op.get_type_name() for op in quantized.get_ops()]
+        return {"fake_quantize_operations": kinds.count("FakeQuantize")}

@@ -1,0 +1,170 @@
+"""TFLite: conversion by litert-torch, quantization by ai-edge-quantizer or TensorFlow's post-training calibrator."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from compiler.conversion import SIGNATURE, Conversion
+from compiler.errors import StepError, unknown_name
+from compiler.stage import PREVIOUS
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+RECIPES = ("fp16", "dynamic_int8", "int8")
+QUANTIZERS = ("tensorflow", "ai_edge_quantizer")
+
+
+@dataclasses.dataclass(kw_only=True)
+class Convert(Conversion):
+    """PyTorch program to `model.tflite`, with NHWC input as TFLite's kernels want it."""
+
+    tools: ClassVar[tuple[str, ...]] = ("torch", "litert-torch", "litert-converter", "ai-edge-litert")
+    artifact: ClassVar[str] = "model.tflite"
+    runtime: ClassVar[str] = "tflite"
+
+    def layout(self, before: str) -> str:
+        """NHWC."""
+        return "NHWC"
+
+    def convert(self, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+        """See `Conversion.convert`.
+
+        Raises:
+            StepError: the converter has no translation for an operator; the message names it.
+        """
+        import json
+
+        import litert_torch
+        import torch
+
+        program = torch.export.load(inputs["model"] / "program.pt2")
+        module = program.module(check_guards=False)
+        module.train = lambda mode=True: module  # exported programs are in eval mode and refuse to be told so
+        assert program.example_inputs is not None
+        example = program.example_inputs[0][0]
+        before = json.loads((inputs["model"] / SIGNATURE).read_text())
+        if before["inputs"][0]["layout"] == "NCHW":
+            module = litert_torch.to_channel_last_io(module, args=[0])
+            example = example.permute(0, 2, 3, 1).contiguous()
+        try:
+            litert_torch.convert(module, (example,)).export(str(out / "model.tflite"))
+        except Exception as error:
+            raise _explained(error) from error
+        return {}
+
+
+def _explained(error: Exception) -> Exception:
+    """Names the operator that has no translation, which the converter buries in a long text."""
+    text = str(error)
+    found = sorted(set(re.findall(r"(?:aten|torchvision|prims|quantized)[.:]{1,2}[\w.]+", text)))
+    if found and re.search(r"lower|unsupported|not supported|not implemented|no decomposition|legaliz", text, re.I):
+        return StepError(
+            f"litert-torch cannot convert the operator {', '.join(found[:3])}",
+            fix="replace it in the model, or choose candidates of another backend",
+            details=text.splitlines()[:4],
+        )
+    return error
+
+
+@dataclasses.dataclass(kw_only=True)
+class Quantize(Conversion):
+    """A float `model.tflite` to a smaller one.
+
+    recipe: `fp16` (weights stored as float16), `dynamic_int8` (int8 weights, activations quantized while running),
+    `int8` (weights per channel and activations). quantizer, for int8: `tensorflow` is TensorFlow's calibrator with
+    min-max ranges, `ai_edge_quantizer` its successor. io: dtype of input and output of a full int8 file.
+    """
+
+    inputs: ClassVar[Mapping[str, str]] = {"model": PREVIOUS, "samples": "samples", "calibration": "calibrate"}
+    tools: ClassVar[tuple[str, ...]] = ("tensorflow", "ai-edge-quantizer", "ai-edge-litert", "numpy")
+    artifact: ClassVar[str] = "model.tflite"
+    runtime: ClassVar[str] = "tflite"
+
+    recipe: str
+    quantizer: str = "tensorflow"
+    io: str = "float32"
+
+    def precision(self) -> str:
+        """The recipe's."""
+        return self.recipe
+
+    def convert(self, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+        """See `Conversion.convert`. Raises ConfigError for an unknown recipe, quantizer or io."""
+        for what, value, known in (
+            ("recipe", self.recipe, RECIPES), ("quantizer", self.quantizer, QUANTIZERS), ("io", self.io, ("float32", "int8")),
+        ):  # fmt: skip
+            if value not in known:
+                raise unknown_name(what, value, known)
+        source, target = inputs["model"] / "model.tflite", out / "model.tflite"
+        if self.recipe == "int8" and self.quantizer == "tensorflow":
+            _calibrate_with_tensorflow(source, target, inputs, self.io)
+        else:
+            _quantize_with_ai_edge(source, target, inputs, self.recipe, self.io)
+        return {"quantizer": self.quantizer if self.recipe == "int8" else "ai_edge_quantizer"}
+
+
+def _calibration(inputs: Mapping[str, Path]) -> Iterator[NDArray[np.float32]]:
+    """The calibration samples, in order, as the float model's input (1, height, width, 3)."""
+    import json
+
+    import numpy as np
+
+    from compiler.runtime.preprocess import encode
+
+    signature = json.loads((inputs["model"] / SIGNATURE).read_text())
+    images = np.load(inputs["calibration"] / "samples.npy", mmap_mode="r", allow_pickle=False)
+    for i in range(len(images)):
+        yield encode(images[i : i + 1], signature)
+
+
+def _calibrate_with_tensorflow(source: Path, target: Path, inputs: Mapping[str, Path], io: str) -> None:
+    import tensorflow as tf
+    from tensorflow.lite.python.optimize import calibrator
+
+    boundary = tf.int8 if io == "int8" else tf.float32
+    worker = calibrator.Calibrator(calibrator.add_intermediate_tensors(source.read_bytes()))
+    data = worker.calibrate_and_quantize(
+        lambda: ([value] for value in _calibration(inputs)), boundary, boundary, True,
+        activations_type=tf.int8, bias_type=tf.int32, resize_input=False,
+    )  # fmt: skip
+    target.write_bytes(data)
+
+
+def _quantize_with_ai_edge(source: Path, target: Path, inputs: Mapping[str, Path], recipe: str, io: str) -> None:
+    from ai_edge_litert.interpreter import Interpreter
+    from ai_edge_quantizer import algorithm_manager, qtyping, quantizer
+    from ai_edge_quantizer import recipe as recipes
+
+    worker = quantizer.Quantizer(str(source))
+    calibration = None
+    if recipe == "fp16":
+        worker.update_quantization_recipe(
+            regex=".*",
+            operation_name=qtyping.TFLOperationName.ALL_SUPPORTED,
+            op_config=qtyping.OpQuantizationConfig(
+                weight_tensor_config=qtyping.TensorQuantizationConfig(num_bits=16, dtype=qtyping.TensorDataType.FLOAT),
+                compute_precision=qtyping.ComputePrecision.FLOAT,
+                explicit_dequantize=True,
+            ),
+            algorithm_key=algorithm_manager.AlgorithmName.FLOAT_CASTING,
+        )
+    elif recipe == "dynamic_int8":
+        worker.load_quantization_recipe(recipes.dynamic_wi8_afp32())
+    else:
+        worker.load_quantization_recipe(recipes.static_wi8_ai8())
+        if io == "float32":
+            for name in (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT):
+                worker.update_quantization_recipe(
+                    regex=".*", operation_name=name, algorithm_key=algorithm_manager.AlgorithmName.NO_QUANTIZE
+                )
+        signatures = Interpreter(model_path=str(source)).get_signature_list()
+        key = sorted(signatures)[0]
+        name = signatures[key]["inputs"][0]
+        calibration = worker.calibrate({key: [{name: value} for value in _calibration(inputs)]}, num_threads=1)
+    worker.quantize(calibration).export_model(str(target), overwrite=True)

@@ -1,0 +1,88 @@
+"""Canonical JSON and the digests made of it: the one place that turns values into identities."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePath
+
+CHUNK = 1 << 20
+
+
+def plain(value: object) -> object:
+    """`value` as JSON types: dataclasses and mappings to dicts, sequences to lists, enums to values, paths to strings.
+
+    Raises:
+        TypeError: the value has no canonical JSON form (a set, a function, NaN).
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, enum.Enum):
+        return plain(value.value)
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, float) and value != value:
+        raise TypeError("NaN has no canonical form")
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"{type(value).__name__} has no canonical form")
+
+
+def encode(value: object) -> bytes:
+    """Canonical JSON: keys sorted, no white space, UTF-8, no NaN or infinity."""
+    return json.dumps(plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def digest(value: object) -> str:
+    """SHA-256, in hex, of the canonical JSON of `value`."""
+    return hashlib.sha256(encode(value)).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256, in hex, of a file's bytes, read in constant memory."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class FileEntry:
+    """One file of a result: its path relative to the result's folder (POSIX form), size and SHA-256."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+def list_files(folder: Path) -> list[Path]:
+    """Every regular file below `folder`, sorted by relative path.
+
+    Raises:
+        ValueError: something below is neither a regular file nor a folder (a link, a socket).
+    """
+    files = []
+    for path in folder.rglob("*"):
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise ValueError(f"{path} is not a regular file")
+        if path.is_file():
+            files.append(path)
+    return sorted(files, key=lambda p: p.relative_to(folder).as_posix())
+
+
+def tree_entries(folder: Path) -> list[FileEntry]:
+    """The files below `folder` with size and digest, sorted by path."""
+    return [
+        FileEntry(path.relative_to(folder).as_posix(), path.stat().st_size, file_digest(path))
+        for path in list_files(folder)
+    ]
+
+
+def tree_digest(entries: Iterable[FileEntry]) -> str:
+    """The identity of a set of files: SHA-256 of their sorted canonical listing."""
+    return digest([plain(entry) for entry in sorted(entries)])

@@ -1,0 +1,75 @@
+"""Verbs' own flags, taken out of the command line before Hydra's overrides are read."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from compiler.errors import CompilerError, ConfigError, did_you_mean
+
+
+@dataclass(frozen=True)
+class ConfigArguments:
+    """What a verb that takes a configuration was given."""
+
+    overrides: list[str]
+    config_dirs: list[Path]
+    json: bool
+    multirun: bool
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with this project's errors."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        """Raises ConfigError in place of exiting."""
+        words = message.split("unrecognized arguments: ")
+        if len(words) == 2:
+            wrong = words[1].split()[0]
+            known = [option for action in self._actions for option in action.option_strings]
+            raise ConfigError(f"unknown flag {wrong!r}{did_you_mean(wrong, known)}", fix=f"see {self.prog} --help")
+        raise ConfigError(message, fix=f"see {self.prog} --help")
+
+
+def parser(verb: str, doc: str) -> Parser:
+    """A parser for one verb; its help is the module's docstring."""
+    return Parser(
+        prog=f"python -m compiler {verb}", description=doc.partition(":")[2].strip() or doc, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+
+
+def parse_config_arguments(verb: str, doc: str, arguments: list[str]) -> ConfigArguments:
+    """Flags and overrides of `build` and `plan`.
+
+    Raises:
+        ConfigError: an unknown flag, with the nearest known one.
+    """
+    options = parser(verb, doc)
+    options.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="any Hydra override; target=NAME is needed")
+    options.add_argument(
+        "--config-dir",
+        "-cd",
+        action="append",
+        default=[],
+        type=Path,
+        help="a folder with your own YAML (target/, model/, data/, ...)",
+    )
+    options.add_argument("--json", action="store_true", help="print nothing but JSON")
+    options.add_argument(
+        "--multirun", "-m", action="store_true", help="build every combination of comma-separated values"
+    )
+    options.epilog = "Hydra's --cfg, --info, --hydra-help and --package work too."
+    given = options.parse_intermixed_args(arguments)
+    return ConfigArguments(given.overrides, given.config_dir, given.json, given.multirun)
+
+
+def print_error(error: CompilerError) -> None:
+    """Details, then what to do, then the cause on the last line of standard error."""
+    for line in error.details:
+        print(f"  {line}", file=sys.stderr)
+    if error.fix:
+        print(f"try: {error.fix}", file=sys.stderr)
+    print(f"error: {error.what}", file=sys.stderr, flush=True)

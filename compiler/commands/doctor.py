@@ -1,0 +1,101 @@
+"""doctor: checks this host for what builds need, and prints the install line for what lacks."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from compiler.commands.arguments import parse_config_arguments
+from compiler.config import compose, options
+from compiler.keys import tool_version
+from compiler.plan import make_plan
+from compiler.runtime import host
+
+LEAST_FREE_MB = 2048
+INSTALL = "pip install 'target-model-compiler[build]'"
+
+
+def run(arguments: list[str]) -> int:
+    """Prints one line a check; exit 4 if something that is needed lacks."""
+    given = parse_config_arguments("doctor", __doc__ or "", arguments)
+    named = any(o.startswith("target=") for o in given.overrides)
+    targets = (
+        [given.overrides]
+        if named
+        else [[f"target={t}", *given.overrides] for t in options("target", given.config_dirs)]
+    )
+    machine = host.describe()
+    checks: list[dict[str, Any]] = [_python()]
+    tools: set[str] = set()
+    for overrides in targets:
+        config = compose(overrides, given.config_dirs)
+        plan = make_plan(config)
+        tools.update(tool for step in plan.steps.values() for tool in step.stage.used_tools())
+        t = config.target
+        native = host.is_target(machine, t.arch, t.isa, t.match.cpu_model)
+        checks.append({
+            "check": f"target {t.name}", "ok": True, "needed": False,
+            "says": "this host is the target: figures taken here are native" if native else "this host is not the target: latency taken here is a proxy, and gates on it stay unproven",
+        })  # fmt: skip
+        for name, chain in config.toolchains.items():
+            found = shutil.which(chain.python) is not None
+            checks.append(
+                {
+                    "check": f"toolchain {name}",
+                    "ok": found,
+                    "needed": True,
+                    "says": chain.python
+                    if found
+                    else f"{chain.python} is missing: create the environment or correct toolchains.{name}.python",
+                }
+            )
+    checks += [_tool(name) for name in sorted(tools)]
+    checks.append(_writable(Path(compose(targets[0], given.config_dirs).artifacts_dir)))
+    if given.json:
+        print(json.dumps({"host": machine, "checks": checks}, indent=1))
+    else:
+        print(
+            f"host: {machine['cpu_model']}, {machine['arch']}, {machine['cores']} cores, {machine['memory_mb']} MB, {machine['os']}, fingerprint {machine['fingerprint']}"
+        )
+        for check in checks:
+            print(f"{'ok  ' if check['ok'] else 'LACK'}  {check['check']}: {check['says']}")
+    return 4 if any(c["needed"] and not c["ok"] for c in checks) else 0
+
+
+def _python() -> dict[str, Any]:
+    version = ".".join(map(str, sys.version_info[:3]))
+    ok = (3, 11) <= sys.version_info[:2] <= (3, 13)
+    return {
+        "check": "python",
+        "ok": ok,
+        "needed": True,
+        "says": version if ok else f"{version}: install Python 3.11, 3.12 or 3.13",
+    }
+
+
+def _tool(name: str) -> dict[str, Any]:
+    version = tool_version(name)
+    ok = version != "absent"
+    return {"check": name, "ok": ok, "needed": True, "says": version if ok else f"not installed: {INSTALL}"}
+
+
+def _writable(folder: Path) -> dict[str, Any]:
+    existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    free = shutil.disk_usage(existing).free // (1 << 20)
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            writable = os.access(existing, os.W_OK)
+    except OSError:
+        writable = False
+    ok = writable and free >= LEAST_FREE_MB
+    says = (
+        f"{folder}: {free} MB free"
+        if ok
+        else f"{folder}: {free} MB free, {'writable' if writable else 'not writable'}: set artifacts_dir to a folder with {LEAST_FREE_MB} MB"
+    )
+    return {"check": "artifacts folder", "ok": ok, "needed": True, "says": says}

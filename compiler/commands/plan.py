@@ -1,0 +1,85 @@
+"""plan: prints every step of a build with its key, whether the store has it, and why it would run; runs nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from compiler.commands.arguments import parse_config_arguments
+from compiler.config import compose, expand_sweep
+from compiler.keys import Memo
+from compiler.plan import KeyMaker, Plan, explain, key_of, make_plan
+from compiler.store import Result, Store
+
+KEY_CHARACTERS = 12
+
+
+def run(arguments: list[str]) -> int:
+    """Prints the plan of every job that the overrides ask for."""
+    options = parse_config_arguments("plan", __doc__ or "", arguments)
+    jobs = expand_sweep(options.overrides, options.config_dirs) if options.multirun else [options.overrides]
+    plans = []
+    for job in jobs:
+        config = compose(job, options.config_dirs)
+        store = Store(Path(config.artifacts_dir).absolute() / ".store")
+        keys = KeyMaker(config, Memo(store.root / "memo.json"))
+        plan = make_plan(config)
+        plans.append({"model": config.model.name, "target": config.target.name, "steps": rows(plan, store, keys)})
+        if store.root.is_dir():
+            keys.save()
+    if options.json:
+        print(json.dumps(plans if options.multirun else plans[0], indent=1))
+        return 0
+    for number, item in enumerate(plans):
+        print(("\n" if number else "") + f"{item['model']} for {item['target']}")
+        for line in lines(item["steps"]):
+            print(line)
+    return 0
+
+
+def rows(plan: Plan, store: Store, keys: KeyMaker) -> list[dict[str, Any]]:
+    """One row a step: `name`, `stage`, `key`, `state` (hit, miss, pending, on demand), `why`, `inputs`, `also`."""
+    results: dict[str, Result] = {}
+    out = []
+    for step in plan.steps.values():
+        row: dict[str, Any] = {
+            "name": step.name,
+            "stage": step.stage_name,
+            "key": None,
+            "inputs": sorted(set(step.inputs.values())),
+            "also": plan.shared.get(step.name, []),
+        }
+        waiting = [source for source in dict.fromkeys(step.inputs.values()) if source not in results]
+        late = step.name in ("select", "package")
+        if step.on_demand and (waiting or late):
+            row |= {"state": "on demand", "why": "run if selection asks for it"}
+        elif waiting or late:
+            after = waiting[0] if waiting else "evaluations"
+            row |= {"state": "pending", "why": f"after {after}"}
+        else:
+            document = keys.document(step, {role: results[s].digest for role, s in step.inputs.items()})
+            key = key_of(document)
+            row["key"] = key
+            known = store.lookup(key)
+            if known:
+                results[step.name] = known
+                row |= {"state": "hit", "why": "in the store"}
+            elif step.on_demand:
+                row |= {"state": "on demand", "why": "run if selection asks for it"}
+            else:
+                why = explain(document, store.last(f"{plan.config.model.name}/{plan.config.target.name}", step.name))
+                row |= {"state": "miss", "why": why}
+        out.append(row)
+    return out
+
+
+def lines(steps: list[dict[str, Any]]) -> list[str]:
+    """The rows as aligned text."""
+    width = max(len(row["name"]) for row in steps)
+    text = []
+    for row in steps:
+        key = row["key"][:KEY_CHARACTERS] if row["key"] else "-" * 3
+        also = f"  (also {', '.join(row['also'])})" if row["also"] else ""
+        text.append(f"  {row['name']:<{width}}  {key:<{KEY_CHARACTERS}}  {row['state']:<9}  {row['why']}{also}")
+    return text

@@ -1,0 +1,25 @@
+"""show: prints a manifest as a table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from compiler.commands.arguments import parser
+from compiler.runtime.verify import read_manifest
+
+
+def run(arguments: list[str]) -> int:
+    """Prints the manifest at PATH."""
+    options = parser("show", __doc__ or "")
+    options.add_argument("path", type=Path, help="a version's folder, .../latest, or a manifest.json")
+    options.add_argument("--json", action="store_true", help="print the manifest itself")
+    given = options.parse_args(arguments)
+    folder, manifest = read_manifest(given.path)
+    if given.json:
+        print(json.dumps(manifest, indent=1, ensure_ascii=False))
+        return 0
+    from compiler.report import print_manifest
+
+    print_manifest(manifest, folder)
+    return 0

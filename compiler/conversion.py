@@ -1,0 +1,171 @@
+"""What every step that makes a model does after it: describe it, run it, and compare it with the step before.
+
+A converter that "succeeds" may still return a different function. So each result carries its outputs on
+the same probe (the first calibration samples), and the next step is judged against them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from abc import abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from compiler.errors import StepError
+from compiler.runtime.names import module_of
+from compiler.stage import PREVIOUS, Stage, write_json
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+PROBE_SAMPLES = 64
+PROBE = "probe.npy"
+SIGNATURE = "signature.json"
+
+MIN_COSINE = {"fp32": 0.9999, "fp16": 0.999, "bf16": 0.98, "dynamic_int8": 0.8, "int8": 0.8}
+"""Least cosine of centred outputs by precision. Healthy int8 networks are above 0.97; a real conversion that
+lost 58 points of accuracy was below 0.5."""
+MIN_AGREEMENT = {"fp32": 0.97, "fp16": 0.95, "bf16": 0.9, "dynamic_int8": 0.6, "int8": 0.6}
+"""Least share of samples with the same top-1 class, by precision."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class Conversion(Stage):
+    """A stage whose result is a model. Subclasses write it in `convert`; the check is here and cannot be skipped."""
+
+    inputs: ClassVar[Mapping[str, str]] = {"model": PREVIOUS, "samples": "samples"}
+    artifact: ClassVar[str] = ""
+    runtime: ClassVar[str] = ""
+    runtime_options: ClassVar[Mapping[str, Any]] = {}
+
+    @abstractmethod
+    def convert(self, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+        """Writes `artifact` into `out`; returns what is worth stating about it."""
+
+    def precision(self) -> str:
+        """The precision by which the result is judged."""
+        return "fp32"
+
+    def layout(self, before: str) -> str:
+        """The layout of the result's input, given that of the step before."""
+        return before
+
+    def dynamic_modules(self) -> tuple[str, ...]:
+        """The runtime that checks the result."""
+        return (module_of(self.runtime),)
+
+    def run(self, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+        """See `Stage.run`. Raises StepError where the result computes something else than the step before."""
+        import numpy as np
+
+        facts = self.convert(inputs, out)
+        before = json.loads((inputs["model"] / SIGNATURE).read_text())
+        outputs, signature = probe(
+            out / self.artifact, self.runtime, self.runtime_options, before, inputs["samples"],
+            self.layout(before["inputs"][0]["layout"]),
+        )  # fmt: skip
+        reference = np.load(inputs["model"] / PROBE, allow_pickle=False)
+        fidelity = compare(reference, outputs)
+        judge(fidelity, self.precision(), trained=before["trained"])
+        np.save(out / PROBE, outputs)
+        write_json(out / SIGNATURE, signature)
+        return {**facts, "fidelity": fidelity}
+
+
+def probe(
+    path: Path, runtime: str, options: Mapping[str, Any], before: Mapping[str, Any], samples: Path, layout: str
+) -> tuple[NDArray[np.float32], dict[str, Any]]:
+    """Runs the model at `path` on the probe; returns its logits, float32 (n, classes), and its signature."""
+    import numpy as np
+
+    from compiler.runtime.preprocess import decode, encode
+    from compiler.runtime.session import open_model
+
+    session = open_model(runtime, path, {"threads": 1, **options})
+    signature = {**before, **session.signature()}
+    for side in ("inputs", "outputs"):
+        for entry in signature[side]:
+            entry["layout"] = layout if side == "inputs" else "NC"
+    values = encode(probe_images(samples), signature)
+    batch = signature["inputs"][0]["shape"][0]
+    rows = [session.run([values[i : i + batch]])[0] for i in range(0, len(values) - batch + 1, batch)]
+    return decode(np.concatenate(rows), signature["outputs"][0]), signature
+
+
+def probe_images(samples: Path) -> NDArray[np.uint8]:
+    """The first calibration samples, uint8 (n, height, width, 3)."""
+    import numpy as np
+
+    images: NDArray[np.uint8] = np.load(samples / "calibration.npy", mmap_mode="r", allow_pickle=False)[:PROBE_SAMPLES]
+    return images
+
+
+def compare(reference: NDArray[np.float32], outputs: NDArray[np.float32]) -> dict[str, Any]:
+    """Fidelity of `outputs` to `reference`, both (n, classes).
+
+    `cosine` is of the raw outputs, `centred_cosine` of the outputs less their mean over the samples: a network
+    that answers everything alike keeps a high cosine and loses the centred one. `sqnr_db` is the signal-to-noise
+    ratio in decibels, None where nothing differs. `discriminates` says whether the reference tells samples apart at all.
+
+    Raises:
+        StepError: the shapes differ, or an output is NaN or infinite.
+    """
+    import numpy as np
+
+    if reference.shape != outputs.shape:
+        raise StepError(
+            f"the conversion changed the output's shape from {reference.shape} to {outputs.shape}",
+            fix="the model's output must be (batch, classes)",
+        )
+    if not np.isfinite(outputs).all():
+        count = int((~np.isfinite(outputs)).any(axis=1).sum())
+        raise StepError(
+            f"the converted model returns NaN or infinity for {count} of {len(outputs)} samples",
+            fix="the converter or the calibration is at fault: try another recipe, or leave this candidate out",
+        )
+    a, b = reference.astype(np.float64), outputs.astype(np.float64)
+    centred_a, centred_b = a - a.mean(axis=0), b - b.mean(axis=0)
+    noise = float(np.square(a - b).sum())
+    signal = float(np.square(a).sum())
+    spread = float(np.sqrt(np.square(centred_a).mean()))
+    size = float(np.sqrt(np.square(a).mean()))
+    return {
+        "max_abs_error": float(np.abs(a - b).max()),
+        "cosine": _cosine(a, b),
+        "centred_cosine": _cosine(centred_a, centred_b),
+        "sqnr_db": round(float(10 * np.log10(signal / noise)), 2) if noise > 0 and signal > 0 else None,
+        "top1_agreement": float((a.argmax(axis=1) == b.argmax(axis=1)).mean()),
+        "discriminates": bool(spread > 1e-3 * size and spread > 1e-7),
+        "n": len(a),
+    }
+
+
+def _cosine(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    import numpy as np
+
+    norms = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return round(float((a * b).sum()) / norms, 8) if norms > 0 else float(np.allclose(a, b))
+
+
+def judge(fidelity: Mapping[str, Any], precision: str, *, trained: bool) -> None:
+    """Fails a conversion that does not compute what the step before computed.
+
+    Untrained weights answer every sample alike, so what a lower precision makes of them says nothing.
+
+    Raises:
+        StepError: the outputs have collapsed.
+    """
+    vacuous = not fidelity["discriminates"] or (not trained and precision != "fp32")
+    if vacuous:
+        return
+    cosine, agreement = fidelity["centred_cosine"], fidelity["top1_agreement"]
+    if cosine < MIN_COSINE[precision] or (trained and agreement < MIN_AGREEMENT[precision]):
+        raise StepError(
+            f"the converted model computes something else than the step before: centred cosine {cosine:.4f}, same "
+            f"top-1 class on {agreement:.0%} of {fidelity['n']} samples (a {precision} result needs at least "
+            f"{MIN_COSINE[precision]:g} and {MIN_AGREEMENT[precision]:.0%})",
+            fix="do not ship this candidate; try another quantizer, recipe or more calibration samples",
+        )

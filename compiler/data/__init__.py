@@ -1,0 +1,1 @@
+"""Datasets: where labelled samples come from. A leaf: it imports nothing else of the project but its errors."""

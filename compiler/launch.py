@@ -1,0 +1,175 @@
+"""Starts one worker, watches it, and ends its whole process group at the limit or at Ctrl-C."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compiler.canonical import plain
+from compiler.errors import CompilerError, StepError, from_json
+from compiler.store import explained
+
+POLL_S = 0.05
+LOG_TAIL_LINES = 15
+KEPT_ENVIRONMENT = (
+    "PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "LD_PRELOAD", "PYTHONPATH", "VIRTUAL_ENV",
+    "CUDA_VISIBLE_DEVICES", "CUDA_HOME", "SYSTEMROOT",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one worker is to do. `interpreter` is the Python of the step's toolchain."""
+
+    name: str
+    stage: str
+    fields: dict[str, Any]
+    inputs: dict[str, Path]
+    modules: list[str]
+    interpreter: str
+    time_limit_s: float
+    threads: int
+
+
+class Cancelled(Exception):
+    """The build is being ended; the worker was killed."""
+
+
+def run(job: Job, folder: Path, cancel: threading.Event, progress: Callable[[dict[str, Any]], None]) -> float:
+    """Runs `job` in `folder`; the result's files are then in `folder/out`. Returns the seconds it took.
+
+    Raises:
+        CompilerError: the step failed; what the worker said, or how it died.
+        Cancelled: `cancel` was set.
+    """
+    request = folder / "request.json"
+    request.write_text(
+        json.dumps(
+            {
+                "stage": job.stage,
+                "fields": plain(job.fields),
+                "inputs": {role: str(path) for role, path in job.inputs.items()},
+                "modules": job.modules,
+            },
+            indent=1,
+        )
+    )
+    log = folder / "log.txt"
+    watched = folder / "progress.json"
+    started = time.monotonic()
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            [job.interpreter, "-m", "compiler.worker", str(request)],
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env=environment(job, watched),
+            start_new_session=True,
+        )
+        try:
+            while process.poll() is None:
+                if cancel.is_set():
+                    raise Cancelled
+                if time.monotonic() - started > job.time_limit_s:
+                    end_group(process)
+                    raise StepError(
+                        f"{job.name} ran past its time limit of {job.time_limit_s:g} s",
+                        fix="raise executor.time_limit_s, or look at the log for what it waits for",
+                        details=tail(log),
+                    )
+                with contextlib.suppress(OSError, ValueError):
+                    progress(json.loads(watched.read_text()))
+                time.sleep(POLL_S)
+        finally:
+            end_group(process)
+    return _judge(job, folder, process.returncode, tail(log), time.monotonic() - started)
+
+
+def _judge(job: Job, folder: Path, code: int, log_tail: list[str], seconds: float) -> float:
+    try:
+        answer = json.loads((folder / "answer.json").read_text())
+    except (OSError, ValueError):
+        answer = None
+    if answer and answer.get("ok") and code == 0:
+        return seconds
+    if answer and not answer.get("ok"):
+        if "errno" in answer:
+            import errno
+
+            if answer["errno"] in (errno.ENOSPC, errno.EDQUOT):
+                raise explained(OSError(answer["errno"], os.strerror(answer["errno"])), folder)
+        raise _named(from_json(answer), job.name)
+    if code < 0:
+        name = signal.Signals(-code).name if -code in iter(signal.Signals) else f"signal {-code}"
+        hint = "the system ends the largest process when memory runs out: see the kernel log, or build a smaller model"
+        raise StepError(
+            f"{job.name} was killed by {name}",
+            fix=hint
+            if name == "SIGKILL"
+            else "the converter or runtime crashed; the log and the command below reproduce it",
+            details=log_tail,
+        )
+    raise StepError(f"{job.name} ended with exit code {code} and no answer", fix="see the log", details=log_tail)
+
+
+def _named(error: CompilerError, name: str) -> CompilerError:
+    """The worker does not know what its step is called in this build."""
+    return type(error)(f"{name}: {error.what}", fix=error.fix, details=error.details)
+
+
+def reproduce_command(job: Job, folder: Path) -> str:
+    """The shell line that runs a kept failure again."""
+    return shlex.join(["env", *_settings(job), job.interpreter, "-m", "compiler.worker", str(folder / "request.json")])
+
+
+def environment(job: Job, progress: Path) -> dict[str, str]:
+    """The worker's environment: an allow-list of ours, and settings that make results repeatable."""
+    kept = {name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ}
+    package_parent = str(Path(__file__).resolve().parent.parent)
+    path = [entry for entry in kept.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    kept["PYTHONPATH"] = os.pathsep.join([package_parent, *path])
+    kept["COMPILER_PROGRESS"] = str(progress)
+    kept.update(setting.split("=", 1) for setting in _settings(job))
+    return kept
+
+
+def _settings(job: Job) -> list[str]:
+    return [
+        "PYTHONHASHSEED=0",
+        "PYTHONDONTWRITEBYTECODE=1",
+        f"OMP_NUM_THREADS={job.threads}",
+        "TF_CPP_MIN_LOG_LEVEL=2",
+        "TF_ENABLE_ONEDNN_OPTS=0",
+        "CUDA_MODULE_LOADING=LAZY",
+        "OPENVINO_TELEMETRY_OPT_OUT=1",
+        "HF_HUB_OFFLINE=1",
+    ]
+
+
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """Kills what is left of the worker's process group and reaps the worker."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def tail(log: Path) -> list[str]:
+    """The last lines of a log, without terminal control codes."""
+    try:
+        with log.open("rb") as stream:
+            stream.seek(max(0, log.stat().st_size - 16384))
+            text = stream.read().decode(errors="replace")
+    except OSError:
+        return []
+    lines = [line.rstrip() for line in text.replace("\r", "\n").splitlines() if line.strip()]
+    return ["".join(c for c in line if c.isprintable())[:300] for line in lines[-LOG_TAIL_LINES:]]

@@ -1,0 +1,261 @@
+"""Everything that is claimed about an artifact, and how it was measured."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from compiler import __version__
+from compiler.canonical import plain
+from compiler.keys import tool_version
+from compiler.plan import CandidatePlan, Plan, evaluation_name
+from compiler.runner import Outcome
+from compiler.runtime.verify import files_digest
+from compiler.selection import MEGABYTE
+
+SCHEMA_VERSION = 1
+HOST = "build-host"
+LATENCY_KEYS = (
+    "p50",
+    "p90",
+    "p95",
+    "p95_upper",
+    "p99",
+    "mean",
+    "mad",
+    "ci95",
+    "n",
+    "rounds",
+    "batch",
+    "threads",
+    "stable",
+    "unstable_reasons",
+)
+
+
+def assemble(plan: Plan, outcome: Outcome) -> dict[str, Any]:
+    """The manifest of a finished build, in the form of `schemas/manifest.schema.json`."""
+    config = plan.config
+    package = outcome.facts("package")
+    benchmark = outcome.facts("benchmark")
+    entries = {entry.path: entry for entry in outcome.results["package"].entries}
+    files = [
+        {**file, "size_bytes": entries[file["path"]].size, "sha256": entries[file["path"]].sha256}
+        for file in package["files"]
+    ]
+    now = datetime.now(UTC)
+    digest = files_digest(files)
+    signature = package["signature"]
+    verdicts = _verdicts(plan, outcome)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "model": config.model.name,
+        "target": config.target.name,
+        "version": f"{now:%Y%m%dT%H%M%SZ}-{digest[:8]}",
+        "created": now.isoformat(timespec="seconds").replace("+00:00", "Z"),
+        "digest": digest,
+        "status": status_of(verdicts),
+        "signature": {"inputs": signature["inputs"], "outputs": signature["outputs"]},
+        "preprocessing": signature["preprocessing"],
+        "labels": signature["labels"],
+        "selected": outcome.decision["selected"],
+        "selected_because": outcome.decision["reason"],
+        "baseline": config.baseline,
+        "weights": {"trained": outcome.trained, "demo": outcome.demo, "claim": outcome.claim or None},
+        "files": files,
+        "candidates": [_candidate(plan, outcome, c, benchmark) for c in plan.candidates.values()],
+        "budget": plain(config.budget),
+        "verdicts": verdicts,
+        "measured_on": [_measured_on(benchmark)],
+        "steps": [
+            {
+                "name": r.name, "stage": r.stage, "key": r.key or None, "status": r.status, "seconds": round(r.seconds, 3),
+                "outputs": list(r.outputs), "why": r.why,
+            }
+            for r in sorted(outcome.records.values(), key=lambda r: list(plan.steps).index(r.name))
+        ],
+        "environment": _environment(plan),
+        "config": plain(config),
+        "data": outcome.facts("samples"),
+    }  # fmt: skip
+
+
+def status_of(verdicts: list[dict[str, Any]]) -> str:
+    """`pass` where every gate is proven, `budget_failed` where one failed, else `provisional`."""
+    results = {verdict["result"] for verdict in verdicts}
+    if "fail" in results:
+        return "budget_failed"
+    return "provisional" if "unproven" in results else "pass"
+
+
+def proxy_sentence(plan: Plan, benchmark: dict[str, Any]) -> str:
+    """Says in words on what the figures were taken, when it was not the target."""
+    host = benchmark["host"]
+    return f"measured on {host['cpu_model']} ({host['arch']}, {host['cores']} cores), not on {plan.config.target.name}: a proxy"
+
+
+def _verdicts(plan: Plan, outcome: Outcome) -> list[dict[str, Any]]:
+    budget, benchmark = plan.config.budget, outcome.facts("benchmark")
+    chosen = outcome.decision["selected"]
+    figures = benchmark["candidates"][chosen]
+    native, proxy = benchmark["is_target"], proxy_sentence(plan, benchmark)
+    latency = figures["latency_ms"]
+    rows: list[dict[str, Any]] = []
+
+    def add(metric: str, bound: float | None, value: float | None, ok: bool | None, reason: str) -> None:
+        result = "unproven" if ok is None else "pass" if ok else "fail"
+        rows.append({"metric": metric, "bound": bound, "value": value, "result": result, "reason": reason})
+
+    bound = budget.latency_p95_ms
+    if not native:
+        add("latency_p95_ms", bound, latency["p95_upper"], None, proxy)
+    elif bound is not None:
+        stable = latency["stable"]
+        reason = (
+            "upper end of the 95 % interval of p95" if stable else f"unstable: {'; '.join(latency['unstable_reasons'])}"
+        )
+        add("latency_p95_ms", bound, latency["p95_upper"], latency["p95_upper"] <= bound if stable else None, reason)
+    if budget.peak_memory_mb is not None:
+        value = figures["peak_memory_mb"]
+        add(
+            "peak_memory_mb",
+            budget.peak_memory_mb,
+            value,
+            value <= budget.peak_memory_mb if native else None,
+            "" if native else proxy,
+        )
+    if budget.size_mb is not None:
+        value = round(figures["size_bytes"] / MEGABYTE, 4)
+        add("size_mb", budget.size_mb, value, value <= budget.size_mb, "")
+    report = _evaluation(outcome, "report", chosen)
+    upper = budget.accuracy_gate == "upper"
+    if budget.accuracy_drop is not None:
+        if report is None:
+            add("accuracy_drop", budget.accuracy_drop, None, None, outcome.claim)
+        else:
+            value = report["drop_ci95"][1] if upper else report["drop"]
+            what = "upper end of the 95 % interval" if upper else "estimate"
+            add(
+                "accuracy_drop",
+                budget.accuracy_drop,
+                value,
+                value <= budget.accuracy_drop,
+                f"{what}, {report['n']} samples of the report split",
+            )
+    if budget.accuracy_min is not None:
+        if report is None:
+            add("accuracy_min", budget.accuracy_min, None, None, outcome.claim)
+        else:
+            add(
+                "accuracy_min",
+                budget.accuracy_min,
+                report["value"],
+                report["value"] >= budget.accuracy_min,
+                f"{report['n']} samples of the report split",
+            )
+    if not outcome.decision["met"] and not any(row["result"] == "fail" for row in rows):
+        add("selection", None, None, False, outcome.decision["reason"])
+    return rows
+
+
+def _candidate(plan: Plan, outcome: Outcome, candidate: CandidatePlan, benchmark: dict[str, Any]) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "id": candidate.id,
+        "backend": candidate.spec.backend,
+        "runtime": candidate.runtime,
+        "precision": candidate.spec.precision,
+        "options": {"threads": benchmark["protocol"]["threads"], "batch": 1, **candidate.spec.options},
+        "steps": list(candidate.steps),
+        "size_bytes": None, "latency_ms": None, "throughput_per_s": None, "peak_memory_mb": None, "speedup": None,
+        "speedup_ci95": None, "load_ms": None, "first_call_ms": None, "accuracy": None, "fidelity": None,
+    }  # fmt: skip
+    failure = next((outcome.failures[s] for s in candidate.steps if s in outcome.failures), None)
+    if failure is not None:
+        reproduce = next((line for line in failure.details if line.startswith("reproduce: ")), None)
+        return row | {
+            "status": "failed",
+            "reason": failure.what,
+            "reproduce": reproduce and reproduce.removeprefix("reproduce: "),
+        }
+    if candidate.id in benchmark["failed"]:
+        return row | {"status": "failed", "reason": benchmark["failed"][candidate.id]}
+    figures = benchmark["candidates"][candidate.id]
+    row |= {
+        key: figures[key]
+        for key in (
+            "size_bytes",
+            "throughput_per_s",
+            "peak_memory_mb",
+            "process_memory_mb",
+            "speedup",
+            "speedup_ci95",
+            "load_ms",
+            "first_call_ms",
+        )
+    }
+    row["latency_ms"] = {key: figures["latency_ms"][key] for key in LATENCY_KEYS} | {"on": HOST}
+    row["memory_on"] = HOST
+    report = _evaluation(outcome, "report", candidate.id)
+    selection = _evaluation(outcome, "selection", candidate.id)
+    if report or selection:
+        row["accuracy"] = _accuracy(report or selection or {})
+    if candidate.steps:
+        row["fidelity"] = outcome.facts(candidate.result).get("fidelity")
+    if candidate.id == plan.config.baseline:
+        row |= {"speedup": 1.0, "speedup_ci95": None}
+    return row | outcome.decision["candidates"][candidate.id]
+
+
+def _accuracy(facts: dict[str, Any]) -> dict[str, Any]:
+    keys = ("metric", "split", "value", "top5", "n", "drop", "drop_ci95", "isa")
+    return {key: facts[key] for key in keys} | {"on": HOST}
+
+
+def _evaluation(outcome: Outcome, split: str, candidate: str) -> dict[str, Any] | None:
+    name = evaluation_name(split, candidate)
+    return outcome.facts(name) if name in outcome.results else None
+
+
+def _measured_on(benchmark: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "id": HOST,
+        "kind": "native" if benchmark["is_target"] else "proxy",
+        "is_target": benchmark["is_target"],
+        **benchmark["host"],
+        "protocol": benchmark["protocol"],
+        "reference_drift": benchmark["reference_drift"],
+    }
+
+
+def _environment(plan: Plan) -> dict[str, Any]:
+    names = sorted({tool for step in plan.steps.values() for tool in step.stage.used_tools()})
+    commit, dirty = _git()
+    return {
+        "compiler": __version__,
+        "python": platform.python_version(),
+        "packages": {name: tool_version(name) for name in names if tool_version(name) != "absent"},
+        "git_commit": commit,
+        "dirty": dirty,
+    }
+
+
+def _git() -> tuple[str | None, bool | None]:
+    """Commit of the compiler's own checkout and whether it has changes; None for an installed copy."""
+    folder = Path(__file__).resolve().parent.parent
+    if not (folder / ".git").exists():
+        return None, None
+
+    def ask(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=False
+            )  # noqa: S607
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit, changes = ask("rev-parse", "HEAD"), ask("status", "--porcelain")
+    return commit or None, None if changes is None else bool(changes)

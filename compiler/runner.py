@@ -1,0 +1,322 @@
+"""Walks the plan: reuses what the store has, runs the rest in workers; the only caller of workers."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from compiler import launch
+from compiler.canonical import plain
+from compiler.conversion import SIGNATURE
+from compiler.errors import CompilerError, StepError
+from compiler.lookup import reference
+from compiler.plan import KeyMaker, Plan, Step, evaluation_name, explain, is_path_field, key_of, resolve_path
+from compiler.selection import Evidence, demand
+from compiler.stage import read_facts
+from compiler.store import Result, Store
+
+MAX_JOBS = 4
+
+
+class Watcher(Protocol):
+    """Who is told what the build does."""
+
+    def started(self, step: str, why: str) -> None: ...
+
+    def progressed(self, step: str, done: int, total: int, what: str) -> None: ...
+
+    def ended(self, step: str, status: str, seconds: float) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What became of a step. `seconds` is how long its execution took, in an earlier build if it was reused."""
+
+    name: str
+    stage: str
+    key: str
+    status: str
+    seconds: float
+    outputs: tuple[str, ...]
+    why: str
+
+
+@dataclass
+class Outcome:
+    """All that a build found out."""
+
+    records: dict[str, StepRecord] = field(default_factory=dict)
+    results: dict[str, Result] = field(default_factory=dict)
+    failures: dict[str, CompilerError] = field(default_factory=dict)
+    """Failed step -> its error, for steps that only some candidates need."""
+    trained: bool = True
+    claim: str = ""
+    demo: bool = False
+    decision: dict[str, Any] = field(default_factory=dict)
+
+    def facts(self, step: str) -> dict[str, Any]:
+        """The facts of a finished step."""
+        return read_facts(self.results[step].path)
+
+    @property
+    def executed(self) -> int:
+        """How many steps ran."""
+        return sum(record.status == "executed" for record in self.records.values())
+
+
+class _Damaged(Exception):
+    """The result of this step did not verify and was set aside."""
+
+
+class Runner:
+    """Runs one plan."""
+
+    def __init__(self, plan: Plan, store: Store, keys: KeyMaker, watcher: Watcher) -> None:
+        self._plan = plan
+        self._store = store
+        self._keys = keys
+        self._watcher = watcher
+        self._cancel = threading.Event()
+        self._intact: set[str] = set()
+        self._outcome = Outcome()
+        config = plan.config
+        cores = len(os.sched_getaffinity(0))
+        self._jobs = config.executor.jobs if config.executor.jobs > 0 else max(1, min(cores, MAX_JOBS))
+        self._cores = cores
+
+    def run(self) -> Outcome:
+        """Runs what a build needs, evaluations only as far as selection asks for them.
+
+        Raises:
+            CompilerError: a step that everything depends on failed, or no candidate is left.
+        """
+        outcome, plan = self._outcome, self._plan
+        self._ensure(["benchmark"])
+        self._check_any_left()
+        baseline = plan.candidates[plan.config.baseline]
+        signature = json.loads((outcome.results[baseline.result].path / SIGNATURE).read_text())
+        outcome.trained, outcome.claim, outcome.demo = signature["trained"], signature["claim"], signature["demo"]
+        while wanted := demand(self._evidence()):
+            self._ensure([evaluation_name(split, name) for split, name in wanted])
+        self._select()
+        self._package()
+        return outcome
+
+    def _select(self) -> None:
+        step = self._plan.steps["select"]
+        known = {
+            f"{split}/{name}": evaluation_name(split, name)
+            for split in ("selection", "report")
+            for name in self._plan.candidates
+            if evaluation_name(split, name) in self._outcome.results
+        }
+        stage = dataclasses.replace(step.stage, trained=self._outcome.trained)  # type: ignore[call-arg]
+        self._plan.steps["select"] = dataclasses.replace(step, stage=stage, inputs={**step.inputs, **known})
+        self._ensure(["select"])
+        self._outcome.decision = self._outcome.facts("select")
+
+    def _package(self) -> None:
+        chosen = self._outcome.decision["selected"]
+        if chosen is None:
+            raise StepError("no candidate could be measured", fix="see the failures above")
+        step = self._plan.steps["package"]
+        candidate = self._plan.candidates[chosen]
+        stage = dataclasses.replace(step.stage, artifact=candidate.spec.artifact)  # type: ignore[call-arg]
+        extra = {"calibrate": "calibrate"} if "calibrate" in self._outcome.results else {}
+        self._plan.steps["package"] = dataclasses.replace(
+            step, stage=stage, inputs={**step.inputs, "model": candidate.result, **extra}
+        )
+        self._ensure(["package"])
+
+    def _evidence(self) -> Evidence:
+        config = self._plan.config
+        evaluations: dict[str, dict[str, Any]] = {"selection": {}, "report": {}}
+        for split, known in evaluations.items():
+            for name in self._plan.candidates:
+                if evaluation_name(split, name) in self._outcome.results:
+                    known[name] = self._outcome.facts(evaluation_name(split, name))
+        return Evidence(
+            budget=plain(config.budget),  # type: ignore[arg-type]
+            objective=config.objective,
+            baseline=config.baseline,
+            trained=self._outcome.trained,
+            evaluate_all=config.evaluate == "all",
+            benchmark=self._outcome.facts("benchmark"),
+            evaluations=evaluations,
+        )
+
+    def _check_any_left(self) -> None:
+        config = self._plan.config
+        if any(self._plan.candidates[name].result in self._outcome.results for name in config.candidates):
+            return
+        last = next(reversed(self._outcome.failures.values()))
+        raise StepError(f"every candidate failed; the last: {last.what}", fix=last.fix, details=last.details)
+
+    # -- walking ---------------------------------------------------------------------------------------------------
+
+    def _ensure(self, names: list[str]) -> None:
+        """Makes the results of `names` and of all they need, independent steps at the same time."""
+        outcome = self._outcome
+        pending = [n for n in self._plan.ancestors(names) if n not in outcome.results and n not in outcome.failures]
+        running: dict[Future[Result], str] = {}
+        with self._pool() as pool:
+            while pending or running:
+                self._start_ready(pending, running, pool)
+                if not running:
+                    continue
+                for future in wait(running, timeout=1.0, return_when=FIRST_COMPLETED).done:
+                    name = running.pop(future)
+                    try:
+                        outcome.results[name] = future.result()
+                    except _Damaged as damaged:
+                        source = str(damaged)
+                        outcome.results.pop(source, None)
+                        outcome.records.pop(source, None)
+                        pending[:0] = [source, name]
+                    except CompilerError as error:
+                        self._failed(name, error)
+
+    @contextlib.contextmanager
+    def _pool(self) -> Iterator[ThreadPoolExecutor]:
+        pool = ThreadPoolExecutor(self._jobs)
+        try:
+            yield pool
+        except BaseException:
+            self._cancel.set()  # ends every worker; threads see it within a poll
+            raise
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _start_ready(self, pending: list[str], running: dict[Future[Result], str], pool: ThreadPoolExecutor) -> None:
+        outcome = self._outcome
+        for name in list(pending):
+            step = self._plan.steps[name]
+            lost = [role for role, source in step.inputs.items() if source in outcome.failures]
+            if any(role not in step.optional for role in lost):
+                pending.remove(name)
+                outcome.failures[name] = StepError(f"{name} was not run: the step before it failed")
+                continue
+            sources = {role: source for role, source in step.inputs.items() if role not in lost}
+            if any(source not in outcome.results for source in sources.values()):
+                continue
+            measuring = any(self._plan.steps[n].stage.measures for n in running.values())
+            document = self._keys.document(step, {role: outcome.results[s].digest for role, s in sources.items()})
+            key = key_of(document)
+            known = self._store.lookup(key)
+            if known is not None:
+                pending.remove(name)
+                outcome.results[name] = known
+                self._record(step, known, "reused", "same key")
+                self._store_last(step, document)
+            elif len(running) < self._jobs and not measuring and not (step.stage.measures and running):
+                pending.remove(name)
+                future = pool.submit(self._execute, step, document, {r: s for r, s in sources.items()})
+                running[future] = name
+
+    def _failed(self, name: str, error: CompilerError) -> None:
+        """Keeps the failure of a step that only some candidates need; anything else ends the build."""
+        step = self._plan.steps[name]
+        self._outcome.records[name] = StepRecord(name, step.stage_name, "", "failed", 0.0, (), error.what)
+        self._watcher.ended(name, "failed", 0.0)
+        own = {s for c in self._plan.candidates.values() if c.id != self._plan.config.baseline for s in c.steps}
+        if name not in own or not isinstance(error, StepError) or "no space left" in error.what:
+            raise error
+        self._outcome.failures[name] = error
+        self._watcher.note(f"{error.what}; the candidates that need it are left out")
+        for line in (*error.details[-6:], error.fix):
+            self._watcher.note(f"  {line}")
+
+    # -- one step --------------------------------------------------------------------------------------------------
+
+    def _execute(self, step: Step, document: dict[str, Any], sources: dict[str, str]) -> Result:
+        key = key_of(document)
+        with self._store.lock(key):
+            known = self._store.lookup(key)
+            if known is not None:  # another build made it while we waited
+                self._record(step, known, "reused", "made by another build")
+                return known
+            inputs = {}
+            for role, source in sources.items():
+                result = self._outcome.results[source]
+                if result.digest not in self._intact and not self._store.verify_fully(result):
+                    self._watcher.note(
+                        f"the stored result of {source} does not match its digest: set aside, made again"
+                    )
+                    raise _Damaged(source)
+                self._intact.add(result.digest)
+                inputs[role] = result.path
+            why = explain(document, self._store.last(self._scope(), step.name))
+            if why == "first run" and self._store.state(key) == "damaged":
+                why = "result missing or damaged"
+            self._watcher.started(step.name, why)
+            with self._store.work_folder(step.name.replace("/", "_")) as folder:
+                result = self._run_worker(step, document, inputs, folder, key)
+            self._record(step, result, "executed", why)
+            self._store_last(step, document)
+            self._watcher.ended(step.name, "executed", result.seconds)
+            return result
+
+    def _run_worker(
+        self, step: Step, document: dict[str, Any], inputs: dict[str, Path], folder: Path, key: str
+    ) -> Result:
+        job = launch.Job(
+            name=step.name,
+            stage=reference(type(step.stage)),
+            fields=_worker_fields(step),
+            inputs=inputs,
+            modules=sorted(document["source"]),
+            interpreter=self._keys.python(step) or sys.executable,
+            time_limit_s=min(self._plan.config.executor.time_limit_s, step.stage.time_limit_s),
+            threads=self._cores,
+        )
+        try:
+            seconds = launch.run(
+                job,
+                folder,
+                self._cancel,
+                lambda p: self._watcher.progressed(step.name, p["done"], p["total"], p["what"]),
+            )
+        except launch.Cancelled:
+            raise StepError(f"{step.name} was ended with the build") from None
+        except CompilerError as error:
+            if isinstance(error, StepError):
+                kept = self._store.keep_failure(key, folder)
+                error.details.append(f"reproduce: {launch.reproduce_command(job, kept)}")
+                error.details.append(f"log: {kept / 'log.txt'}")
+            raise
+        return self._store.commit(key, document, folder / "out", seconds)
+
+    def _record(self, step: Step, result: Result, status: str, why: str) -> None:
+        outputs = tuple(entry.sha256 for entry in result.entries)
+        self._outcome.records[step.name] = StepRecord(
+            step.name, step.stage_name, result.key, status, result.seconds, outputs, why
+        )
+
+    def _scope(self) -> str:
+        return f"{self._plan.config.model.name}/{self._plan.config.target.name}"
+
+    def _store_last(self, step: Step, document: dict[str, Any]) -> None:
+        with contextlib.suppress(OSError):  # only explanations hang on it
+            self._store.remember_last(self._scope(), step.name, document)
+
+
+def _worker_fields(step: Step) -> dict[str, Any]:
+    """The stage's fields for the worker: paths made absolute, everything else as it is."""
+    fields: dict[str, Any] = {}
+    for item in dataclasses.fields(step.stage):
+        value = getattr(step.stage, item.name)
+        if value is not None and is_path_field(type(step.stage), item.name):
+            value = resolve_path(str(value))
+        fields[item.name] = plain(value)
+    return fields

@@ -1,0 +1,83 @@
+"""Opens a built artifact as one object: verified, tuned options applied, shapes and dtypes checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compiler.errors import ConfigError
+from compiler.runtime import preprocess
+from compiler.runtime.host import profile
+from compiler.runtime.session import Array, open_model
+from compiler.runtime.verify import read_manifest, verify
+
+
+class Model:
+    """An artifact that is ready to run. `manifest` is what is claimed about it."""
+
+    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+        chosen = next(c for c in manifest["candidates"] if c["id"] == manifest["selected"])
+        self.manifest = manifest
+        self.labels: list[str] | None = manifest["labels"]
+        self._signature = {**manifest["signature"], "preprocessing": manifest["preprocessing"]}
+        file = next(f["path"] for f in manifest["files"] if f["role"] == "model")
+        options = dict(chosen["options"])
+        # tuned on another machine perhaps: never more threads than there are cores here
+        options["threads"] = max(1, min(int(options.get("threads", 1)), profile()["cores"]))
+        self._session = open_model(chosen["runtime"], folder / file, options)
+
+    def run(self, inputs: list[Array]) -> list[Array]:
+        """One inference on tensors of exactly the signature's shapes and dtypes.
+
+        Raises:
+            ConfigError: a tensor is missing, or has another shape or dtype than the signature says.
+        """
+        expected = self._signature["inputs"]
+        if len(inputs) != len(expected):
+            raise ConfigError(f"{len(inputs)} inputs were given", fix=f"the model takes {len(expected)}")
+        for value, entry in zip(inputs, expected, strict=True):
+            wanted = f"{entry['dtype']} of shape {tuple(entry['shape'])}"
+            if value.dtype != np.dtype(entry["dtype"]) or tuple(value.shape) != tuple(entry["shape"]):
+                raise ConfigError(
+                    f"input {entry['name']!r} is {value.dtype} of shape {value.shape}", fix=f"it must be {wanted}"
+                )
+        return self._session.run([np.ascontiguousarray(value) for value in inputs])
+
+    def run_batch(self, values: Array) -> list[Array]:
+        """Any number of samples, (n, ...) in the signature's dtype, through a model of fixed batch size, in order.
+
+        Raises:
+            ConfigError: the samples do not have the signature's shape or dtype, or do not fill whole batches.
+        """
+        entry = self._signature["inputs"][0]
+        batch = int(entry["shape"][0])
+        if values.ndim != len(entry["shape"]) or not len(values) or len(values) % batch:
+            raise ConfigError(
+                f"input {entry['name']!r} has the shape {values.shape}",
+                fix=f"it must be (n, {', '.join(str(n) for n in entry['shape'][1:])}) with n a multiple of {batch}",
+            )
+        parts = [self.run([values[i : i + batch]]) for i in range(0, len(values), batch)]
+        return [np.concatenate(column) for column in zip(*parts, strict=True)]
+
+    def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Logits, float32 (n, classes), of uint8 RGB images (n, height, width, 3): pre- and postprocessing included."""
+        outputs = self.run_batch(preprocess.encode(images, self._signature))
+        return preprocess.decode(outputs[0], self._signature["outputs"][0])
+
+
+def load(path: str | Path) -> Model:
+    """Opens the artifact at `path` (a version's folder, or `.../latest`) after verifying every file.
+
+    Raises:
+        IntegrityError: something does not match the manifest.
+        ConfigError: nothing is there, or the artifact has no selected candidate.
+        MissingToolError: the library that the format needs is not installed.
+    """
+    folder, _ = read_manifest(Path(path))
+    manifest = verify(folder)
+    if not manifest.get("selected"):
+        raise ConfigError(f"{path} has no selected candidate", fix="see its verdicts: python -m compiler show PATH")
+    return Model(folder, manifest)

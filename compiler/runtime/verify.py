@@ -1,0 +1,76 @@
+"""Checks a built artifact against its manifest: every file, by size and SHA-256, and no file that it does not name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from compiler.canonical import digest, file_digest, list_files
+from compiler.errors import ConfigError, IntegrityError
+
+MANIFEST = "manifest.json"
+MAX_MANIFEST_BYTES = 16 << 20
+
+
+def read_manifest(path: Path) -> tuple[Path, dict[str, Any]]:
+    """The folder and the parsed manifest of an artifact, given its folder or its `manifest.json`.
+
+    Raises:
+        ConfigError: there is no manifest at `path`.
+        IntegrityError: the manifest is not one.
+    """
+    folder = path.parent if path.name == MANIFEST else path
+    file = folder / MANIFEST
+    if not file.is_file():
+        raise ConfigError(f"there is no {MANIFEST} at {path}", fix="give the folder of a built version, or .../latest")
+    if file.stat().st_size > MAX_MANIFEST_BYTES:
+        raise IntegrityError(f"{file} is larger than a manifest may be", fix="fetch or build the artifact again")
+    try:
+        manifest = json.loads(file.read_bytes())
+        names = [(f["path"], f["size_bytes"], f["sha256"], f["role"]) for f in manifest["files"]]
+        manifest["candidates"], manifest["digest"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(f"{file} is not a manifest ({error})", fix="fetch or build the artifact again") from None
+    for name, *_ in names:
+        _confined(folder, name)
+    return folder.resolve(), manifest
+
+
+def files_digest(files: list[dict[str, Any]]) -> str:
+    """An artifact's identity: SHA-256 of the canonical JSON of `files[]`."""
+    return digest(sorted(files, key=lambda f: str(f["path"])))
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """Verifies the artifact at `path` and returns its manifest.
+
+    Raises:
+        IntegrityError: a file is missing, altered or not named by the manifest; the message names it.
+    """
+    folder, manifest = read_manifest(path)
+    fix = "do not use this artifact; build or fetch it again"
+    if files_digest(manifest["files"]) != manifest["digest"]:
+        raise IntegrityError("the manifest's list of files does not match its digest", fix=fix)
+    named = {f["path"]: f for f in manifest["files"]}
+    try:
+        present = {p.relative_to(folder).as_posix(): p for p in list_files(folder)}
+    except ValueError as error:
+        raise IntegrityError(str(error), fix=fix) from None
+    for name in sorted(set(present) - set(named) - {MANIFEST}):
+        raise IntegrityError(f"{name} is not named by the manifest", fix=fix)
+    for name, entry in sorted(named.items()):
+        if name not in present:
+            raise IntegrityError(f"{name} is missing", fix=fix)
+        size = present[name].stat().st_size
+        if size != entry["size_bytes"]:
+            raise IntegrityError(f"{name} has {size} bytes, the manifest says {entry['size_bytes']}", fix=fix)
+        if file_digest(present[name]) != entry["sha256"]:
+            raise IntegrityError(f"{name} does not match its SHA-256", fix=fix)
+    return manifest
+
+
+def _confined(folder: Path, name: object) -> None:
+    pure = Path(str(name))
+    if not isinstance(name, str) or pure.is_absolute() or ".." in pure.parts or not pure.parts or "\\" in name:
+        raise IntegrityError(f"the manifest in {folder} names the file {name!r}", fix="do not use this artifact")

@@ -1,0 +1,203 @@
+"""Which candidate is the best within the budget, and which accuracies must be known to say so. Pure functions on facts.
+
+Candidates are looked at from the fastest; accuracy is asked for one at a time, and what comes after the first
+that meets the budget is never evaluated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+MEGABYTE = 1e6
+
+Facts = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known so far. `evaluations[split][candidate]` are an evaluation's facts."""
+
+    budget: Facts
+    objective: str
+    baseline: str
+    trained: bool
+    evaluate_all: bool
+    benchmark: Facts
+    evaluations: dict[str, dict[str, Facts]]
+
+
+def order(evidence: Evidence) -> list[str]:
+    """Candidates, best first; the baseline is not one.
+
+    For latency: by median, and among those whose median's interval overlaps that of the fastest, which cannot be told
+    apart, by size. For size: by size, then by median.
+    """
+    figures = evidence.benchmark["candidates"]
+    names = [name for name in figures if name != evidence.baseline]
+    if evidence.objective == "size":
+        return sorted(names, key=lambda n: (figures[n]["size_bytes"], figures[n]["latency_ms"]["p50"], n))
+    rest = sorted(names, key=lambda n: (figures[n]["latency_ms"]["p50"], n))
+    result: list[str] = []
+    while rest:
+        limit = figures[rest[0]]["latency_ms"]["ci95"][1]
+        tied = [n for n in rest if figures[n]["latency_ms"]["ci95"][0] <= limit]
+        tied.sort(key=lambda n: (figures[n]["size_bytes"], figures[n]["latency_ms"]["p50"], n))
+        result += tied
+        rest = [n for n in rest if n not in tied]
+    return result
+
+
+def demand(evidence: Evidence) -> list[tuple[str, str]]:
+    """The evaluations, (split, candidate), that must be run next; empty when `decide` has all that it needs."""
+    if not evidence.trained:
+        return []
+    base = evidence.baseline
+    for split in ("selection", "report"):
+        have = evidence.evaluations[split]
+        if split == "report":
+            chosen = _choose(evidence)[0]
+            wanted = [base, *([chosen] if chosen else [])]
+        else:
+            wanted = [base]
+        if evidence.evaluate_all:
+            wanted = [base, *order(evidence)]
+        missing = [(split, name) for name in wanted if name not in have]
+        if missing:
+            # the baseline first: every other evaluation is paired with it
+            return missing[:1] if missing[0][1] == base else missing
+        if split == "selection" and not evidence.evaluate_all:
+            for name in order(evidence):
+                if hard_failure(evidence, name):
+                    continue
+                if name not in have:
+                    return [(split, name)]
+                if not accuracy_failure(evidence, have[name]):
+                    break
+    return []
+
+
+def decide(evidence: Evidence) -> Facts:
+    """The decision: `selected`, `met`, `reason`, and for each candidate its `status` and `reason`."""
+    chosen, met = _choose(evidence)
+    ranking = order(evidence)
+    rows: dict[str, Facts] = {evidence.baseline: {"status": "eligible", "reason": "the uncompiled baseline"}}
+    for name in ranking:
+        rows[name] = _status(evidence, name, chosen, met)
+    return {
+        "selected": chosen,
+        "met": met,
+        "reason": _why(evidence, ranking, chosen, met),
+        "order": ranking,
+        "candidates": rows,
+    }
+
+
+def hard_failure(evidence: Evidence, name: str) -> str | None:
+    """Why a candidate is out whatever its accuracy: size anywhere, latency and memory where this host is the target."""
+    figures = evidence.benchmark["candidates"][name]
+    budget = evidence.budget
+    size = figures["size_bytes"] / MEGABYTE
+    if budget.get("size_mb") is not None and size > budget["size_mb"]:
+        return f"{size:.2f} MB is above the budget of {budget['size_mb']:g} MB"
+    if not evidence.benchmark["is_target"]:
+        return None
+    latency = figures["latency_ms"]
+    bound = budget.get("latency_p95_ms")
+    if bound is not None and latency["stable"] and latency["p95_upper"] > bound:
+        return f"p95 of up to {latency['p95_upper']:.3g} ms is above the budget of {bound:g} ms"
+    memory = budget.get("peak_memory_mb")
+    if memory is not None and figures["peak_memory_mb"] > memory:
+        return f"{figures['peak_memory_mb']:.0f} MB of memory is above the budget of {memory:g} MB"
+    return None
+
+
+def accuracy_failure(evidence: Evidence, facts: Facts) -> str | None:
+    """Why an evaluation does not meet the accuracy budget, or None."""
+    budget = evidence.budget
+    upper = budget.get("accuracy_gate") == "upper"
+    drop = facts["drop_ci95"][1] if upper and facts["drop_ci95"] else facts["drop"]
+    limit = budget.get("accuracy_drop")
+    if limit is not None and drop > limit:
+        what = "upper bound of the drop" if upper else "drop"
+        return f"{what} of {drop:.2f} points on the {facts['split']} split is above {limit:g}"
+    least = budget.get("accuracy_min")
+    if least is not None and facts["value"] < least:
+        return f"accuracy of {facts['value']:.2f} % on the {facts['split']} split is below {least:g} %"
+    return None
+
+
+def _choose(evidence: Evidence) -> tuple[str | None, bool]:
+    """The chosen candidate and whether it meets the budget; else the nearest: least drop, then best rank."""
+    ranking = order(evidence)
+    within = [name for name in ranking if not hard_failure(evidence, name)]
+    if not evidence.trained:
+        pool = within or ranking
+        return (pool[0] if pool else None), bool(within)
+    have = evidence.evaluations["selection"]
+    for name in within:
+        if name in have and not accuracy_failure(evidence, have[name]):
+            return name, True
+    judged = [name for name in within if name in have]
+    if judged:
+        return min(judged, key=lambda n: (have[n]["drop"], ranking.index(n))), False
+    if not within and ranking:
+        return min(ranking, key=lambda n: _excess(evidence, n)), False
+    return None, False
+
+
+def _excess(evidence: Evidence, name: str) -> tuple[float, str]:
+    figures = evidence.benchmark["candidates"][name]
+    budget = evidence.budget
+    ratios = [figures["size_bytes"] / MEGABYTE / budget["size_mb"] if budget.get("size_mb") else 0.0]
+    if evidence.benchmark["is_target"]:
+        if budget.get("latency_p95_ms"):
+            ratios.append(figures["latency_ms"]["p95_upper"] / budget["latency_p95_ms"])
+        if budget.get("peak_memory_mb"):
+            ratios.append(figures["peak_memory_mb"] / budget["peak_memory_mb"])
+    return max(ratios), name
+
+
+def _status(evidence: Evidence, name: str, chosen: str | None, met: bool) -> Facts:
+    failure = hard_failure(evidence, name)
+    facts = evidence.evaluations["selection"].get(name)
+    if name == chosen:
+        return {
+            "status": "selected",
+            "reason": ""
+            if met
+            else f"nearest to the budget: {failure or (facts and accuracy_failure(evidence, facts)) or ''}",
+        }
+    if failure:
+        return {"status": "rejected", "reason": failure}
+    if facts is None:
+        if not evidence.trained:
+            return {"status": "eligible", "reason": "ranked after the selected one; accuracy is not known"}
+        return {"status": "skipped", "reason": "ranked after the selected one; its accuracy was not needed"}
+    failure = accuracy_failure(evidence, facts)
+    if failure:
+        return {"status": "rejected", "reason": failure}
+    return {"status": "eligible", "reason": "within the budget, ranked after the selected one"}
+
+
+def _why(evidence: Evidence, ranking: list[str], chosen: str | None, met: bool) -> str:
+    if chosen is None:
+        return "no candidate could be built"
+    if not met:
+        return f"no candidate meets the budget; {chosen} is the nearest"
+    best = "smallest" if evidence.objective == "size" else "fastest"
+    rank = ranking.index(chosen)
+    if not evidence.trained:
+        return f"{chosen} is the {best}; its accuracy is not known"
+    figures = evidence.benchmark["candidates"]
+    if evidence.objective == "latency":
+        limit = figures[chosen]["latency_ms"]["ci95"]
+        tied = [
+            n
+            for n in ranking[rank + 1 :]
+            if figures[n]["latency_ms"]["ci95"][0] <= limit[1] and figures[n]["latency_ms"]["ci95"][1] >= limit[0]
+        ]
+        if tied:
+            return f"{chosen} is within the budget and the smallest of the fastest, which cannot be told apart ({', '.join([chosen, *tied])})"
+    passed = f" ({', '.join(ranking[:rank])} ranked before it and did not)" if rank else ""
+    return f"{chosen} is the {best} within the budget{passed}"

@@ -1,0 +1,127 @@
+"""Benchmark: every candidate and the baseline, measured together on this host."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from compiler.conversion import SIGNATURE
+from compiler.runtime import host
+from compiler.runtime.measure import REFERENCE, measure
+from compiler.runtime.names import distribution_of, module_of
+from compiler.stage import CANDIDATES, Stage, report_progress
+
+BENCHMARK_SAMPLES = 16
+
+
+@dataclasses.dataclass(kw_only=True)
+class Profile:
+    """How to tell that this host is the target."""
+
+    cpu_model: str | None = None
+
+
+@dataclasses.dataclass(kw_only=True)
+class Benchmark(Stage):
+    """Writes `measurement.json` and the raw samples, `latencies.npz`.
+
+    All candidates that race are inputs of this one step, because only interleaved measurements compare. Protocol:
+    `rounds` rounds visit each candidate and a fixed reference in random order, each visit a fresh process pinned
+    to `threads` cores (fewer where this host has fewer), at least `min_calls` calls and `min_seconds` seconds.
+    """
+
+    inputs: ClassVar[Mapping[str, str]] = {"samples": "samples", "candidate": CANDIDATES}
+    tools: ClassVar[tuple[str, ...]] = ("numpy",)
+    measures: ClassVar[bool] = True
+    on_host: ClassVar[bool] = True
+
+    candidates: dict[str, Any]
+    baseline: str
+    threads: int = 1
+    match: Profile = dataclasses.field(default_factory=Profile)
+    arch: str = ""
+    isa: tuple[str, ...] = ()
+    seed: int = 0
+    rounds: int = 10
+    min_calls: int = 100
+    min_seconds: float = 1.0
+
+    def dynamic_modules(self) -> tuple[str, ...]:
+        """What each visit's process loads."""
+        return ("compiler.runtime.visit", "compiler.runtime.statistics", *map(module_of, self._runtimes()))
+
+    def used_tools(self) -> tuple[str, ...]:
+        """The libraries of the runtimes that race."""
+        return (*self.tools, *sorted({d for name in self._runtimes() for d in distribution_of(name)}))
+
+    def _runtimes(self) -> list[str]:
+        return sorted({c["runtime"] for c in self.candidates.values()} | {REFERENCE})
+
+    def run(self, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+        """See `Stage.run`. `inputs` has one role `candidate/<id>` for each candidate that was built."""
+        import numpy as np
+
+        present = [name for name in self.candidates if f"candidate/{name}" in inputs]
+        with tempfile.TemporaryDirectory(prefix="bundle-", dir=out.parent) as folder:
+            bundle = Path(folder)
+            entries = []
+            sizes = {}
+            for name in present:
+                spec = self.candidates[name]
+                result = inputs[f"candidate/{name}"]
+                files = artifact_files(result, spec["artifact"])
+                (bundle / name).mkdir()
+                for file in files:
+                    shutil.copyfile(file, bundle / name / file.name)
+                sizes[name] = sum(file.stat().st_size for file in files)
+                entries.append(
+                    {
+                        "id": name,
+                        "runtime": spec["runtime"],
+                        "file": f"{name}/{spec['artifact']}",
+                        "options": spec["options"],
+                        "signature": json.loads((result / SIGNATURE).read_text()),
+                    }  # fmt: skip
+                )
+            entries.append(
+                {
+                    "id": REFERENCE,
+                    "runtime": REFERENCE,
+                    "file": "bundle.json",
+                    "options": {},
+                    "signature": {"inputs": []},
+                }
+            )
+            images = np.load(inputs["samples"] / "selection.npy", mmap_mode="r", allow_pickle=False)[:BENCHMARK_SAMPLES]
+            np.save(bundle / "samples.npy", images)
+            protocol = {
+                "rounds": self.rounds, "min_calls": self.min_calls, "min_seconds": self.min_seconds, "seed": self.seed,
+                "threads": max(1, min(self.threads, len(os.sched_getaffinity(0)))),
+            }  # fmt: skip
+            (bundle / "bundle.json").write_text(
+                json.dumps(
+                    {"schema_version": 1, "protocol": protocol, "baseline": self.baseline, "candidates": entries},
+                    indent=1,
+                    sort_keys=True,
+                )
+            )
+            result = measure(bundle, out, report_progress)
+        native = host.is_target(result["host"], self.arch, list(self.isa), self.match.cpu_model)
+        for name, figures in result["candidates"].items():
+            figures["size_bytes"] = sizes[name]
+        return {
+            "host": result["host"], "protocol": protocol, "is_target": native, "reference_drift": result["reference_drift"],
+            "candidates": result["candidates"], "failed": result["failed"],
+        }  # fmt: skip
+
+
+def artifact_files(result: Path, artifact: str) -> list[Path]:
+    """The files that belong to a candidate's artifact: its own and those that share its stem (`model.xml`, `model.bin`)."""
+    stem = artifact.partition(".")[0]
+    return sorted(p for p in result.iterdir() if p.is_file() and p.name.partition(".")[0] == stem)

@@ -1,0 +1,127 @@
+"""Calibrate: an ordered, hashed calibration set, and histograms of every activation of the fused ONNX on it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from compiler.conversion import SIGNATURE
+from compiler.stage import Stage, report_progress, write_json
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@dataclasses.dataclass(kw_only=True)
+class Calibrate(Stage):
+    """Writes `samples.npy` (uint8, in order), `histograms.npz` (per float tensor: int64 counts and the range they span)
+    and `calibration.json`.
+
+    Two passes over the samples, one for the ranges and one for the counts, so memory does not grow with the
+    number of samples. Quantizers that bring their own calibration take the same samples.
+    """
+
+    inputs: ClassVar[Mapping[str, str]] = {"model": "fuse", "samples": "samples"}
+    tools: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime", "numpy")
+
+    bins: int = 2048
+
+    def run(self, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+        """See `Stage.run`."""
+        import numpy as np
+
+        signature = json.loads((inputs["model"] / SIGNATURE).read_text())
+        images = np.load(inputs["samples"] / "calibration.npy", mmap_mode="r", allow_pickle=False)
+        np.save(out / "samples.npy", images)
+        names, session = _observed(inputs["model"] / "model.onnx")
+        low = dict.fromkeys(names, np.inf)
+        high = dict.fromkeys(names, -np.inf)
+        total = 2 * len(images)
+        order = hashlib.sha256()
+        for done, (image, values) in enumerate(_activations(session, names, images, signature)):
+            order.update(image.tobytes())
+            for name, value in values.items():
+                low[name] = min(low[name], float(value.min()))
+                high[name] = max(high[name], float(value.max()))
+            report_progress(done + 1, total, "samples")
+        counts = {name: np.zeros(self.bins, np.int64) for name in names}
+        for done, (_, values) in enumerate(_activations(session, names, images, signature)):
+            for name, value in values.items():
+                top = high[name] if high[name] > low[name] else low[name] + 1e-6
+                counts[name] += np.histogram(value, bins=self.bins, range=(low[name], top))[0]
+            report_progress(len(images) + done + 1, total, "samples")
+        np.savez(
+            out / "histograms.npz",
+            names=np.array(names),
+            low=np.array([low[n] for n in names], np.float64),
+            high=np.array([high[n] for n in names], np.float64),
+            counts=np.stack([counts[n] for n in names]),
+        )
+        record = {"samples": len(images), "order_sha256": order.hexdigest(), "tensors": len(names), "bins": self.bins}
+        write_json(out / "calibration.json", record)
+        return record
+
+
+def _observed(path: Path) -> tuple[list[str], Any]:
+    """The float tensors of the graph, in graph order, and a session that returns them all."""
+    import onnx
+    import onnxruntime
+
+    model = onnx.shape_inference.infer_shapes(onnx.load(str(path)))
+    graph = model.graph
+    known = {v.name: v for v in [*graph.value_info, *graph.output]}
+    names = [
+        name
+        for node in graph.node
+        for name in node.output
+        if name in known and known[name].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    ]
+    given = {v.name for v in graph.output}
+    graph.output.extend(known[name] for name in names if name not in given)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    # every tensor has to exist to be observed, so nothing may be fused away
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1  # the order of sums must not depend on the machine's cores
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return [graph.input[0].name, *names], session
+
+
+def _activations(
+    session: Any, names: list[str], images: NDArray[np.uint8], signature: Mapping[str, Any]
+) -> Iterator[tuple[NDArray[np.uint8], dict[str, NDArray[np.float32]]]]:
+    from compiler.runtime.preprocess import encode
+
+    for i in range(len(images)):
+        value = encode(images[i : i + 1], signature)
+        outputs = session.run(names[1:], {names[0]: value})
+        yield images[i], {names[0]: value, **dict(zip(names[1:], outputs, strict=True))}
+
+
+def ranges(calibration: Path, method: str, percentile: float) -> dict[str, tuple[float, float]]:
+    """(low, high) per tensor: the extremes (`minmax`), or what leaves (100 - percentile)/2 % outside on each side.
+
+    Source of the percentile rule: Wu et al., 2020, "Integer Quantization for Deep Learning Inference", section 5.1,
+    applied to both tails because activations are quantized asymmetrically.
+    """
+    import numpy as np
+
+    result: dict[str, tuple[float, float]] = {}
+    with np.load(calibration / "histograms.npz", allow_pickle=False) as stored:
+        rows = zip(stored["names"], stored["low"], stored["high"], stored["counts"], strict=True)
+        for name, low, high, counts in rows:
+            if method == "minmax" or counts.sum() == 0:
+                result[str(name)] = (float(low), float(high))
+                continue
+            edges = np.linspace(low, high if high > low else low + 1e-6, len(counts) + 1)
+            share = np.cumsum(counts) / counts.sum()
+            cut = (100.0 - percentile) / 200.0
+            first = int(np.searchsorted(share, cut, side="right"))
+            last = int(np.searchsorted(share, 1.0 - cut, side="left"))
+            result[str(name)] = (float(edges[first]), float(edges[min(last + 1, len(counts))]))
+    return result

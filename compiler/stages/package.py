@@ -1,0 +1,53 @@
+"""Package: the files that are delivered, gathered with a role each."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from compiler.conversion import SIGNATURE
+from compiler.stage import Stage, write_json
+from compiler.stages.benchmark import artifact_files
+
+MEDIA_TYPES = {
+    ".tflite": "application/vnd.tflite", ".onnx": "application/vnd.onnx", ".xml": "application/vnd.openvino.ir+xml",
+    ".json": "application/json", ".txt": "text/plain", ".npz": "application/vnd.numpy.npz",
+}  # fmt: skip
+OCTETS = "application/octet-stream"
+
+
+@dataclasses.dataclass(kw_only=True)
+class Package(Stage):
+    """Copies the selected model, its signature and labels, the calibration record and the raw latencies.
+
+    Inputs: `model` (the selected candidate's result), `benchmark`, and what else is to be delivered.
+    """
+
+    inputs: ClassVar[Mapping[str, str]] = {"benchmark": "benchmark", "select": "select"}
+
+    artifact: str
+
+    def run(self, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+        """See `Stage.run`; the facts list each file's role and media type."""
+        files = []
+
+        def add(source: Path, name: str, role: str) -> None:
+            shutil.copyfile(source, out / name)
+            files.append({"path": name, "role": role, "media_type": MEDIA_TYPES.get(Path(name).suffix, OCTETS)})
+
+        for path in artifact_files(inputs["model"], self.artifact):
+            add(path, path.name, "model" if path.name == self.artifact else "weights")
+        signature = json.loads((inputs["model"] / SIGNATURE).read_text())
+        write_json(out / SIGNATURE, signature)
+        files.append({"path": SIGNATURE, "role": "signature", "media_type": MEDIA_TYPES[".json"]})
+        (out / "labels.txt").write_text("".join(f"{label}\n" for label in signature["labels"]))
+        files.append({"path": "labels.txt", "role": "labels", "media_type": MEDIA_TYPES[".txt"]})
+        add(inputs["benchmark"] / "latencies.npz", "latencies.npz", "raw_latencies")
+        add(inputs["benchmark"] / "measurement.json", "measurement.json", "measurement")
+        if "calibrate" in inputs:
+            add(inputs["calibrate"] / "calibration.json", "calibration.json", "calibration_record")
+        return {"files": sorted(files, key=lambda f: f["path"]), "signature": signature}

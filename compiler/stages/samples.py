@@ -1,0 +1,119 @@
+"""Samples: the dataset, split, resized and cropped once, as every later step sees it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import compiler.data.digits
+import compiler.data.imagefolder
+from compiler.data.source import Geometry, Source
+from compiler.data.splits import digest, split
+from compiler.errors import ConfigError, unknown_name
+from compiler.stage import Stage, report_progress, write_json
+
+STORED = ("calibration", "selection", "report")
+
+
+@dataclasses.dataclass(kw_only=True)
+class SplitSizes:
+    """Samples per split; None takes the rest."""
+
+    train: int | None = 0
+    calibration: int | None = 100
+    selection: int | None = 100
+    report: int | None = None
+
+
+@dataclasses.dataclass(kw_only=True)
+class Samples(Stage):
+    """Writes `<split>.npy` (uint8 RGB, (n, side, side, 3)) and `<split>.labels.npy` (int64) for each split but training.
+
+    `meta.json` holds class names, preprocessing and each split's size and digest. Images stay uint8:
+    normalisation belongs to the model's input and is done where the model runs.
+    """
+
+    tools: ClassVar[tuple[str, ...]] = ("numpy", "pillow", "scikit-learn")
+
+    dataset: str
+    root: Path | None = None
+    classes: Path | None = None
+    resize: int = 256
+    crop: int = 224
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    layout: str = "NCHW"
+    splits: SplitSizes = dataclasses.field(default_factory=SplitSizes)
+    split_seed: int = 0
+
+    def run(self, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+        """See `Stage.run`.
+
+        Raises:
+            ConfigError: the dataset cannot be read, or is too small for its splits.
+        """
+        import numpy as np
+
+        source = self._source()
+        parts = split(len(source.ids), dataclasses.asdict(self.splits), self.split_seed)
+        total = sum(len(parts[name]) for name in STORED)
+        done = 0
+        for name in STORED:
+            indices = parts[name]
+            if not indices:
+                raise ConfigError(f"the {name} split is empty", fix=f"give data.splits.{name} at least one sample")
+            images = np.lib.format.open_memmap(
+                out / f"{name}.npy", mode="w+", dtype=np.uint8, shape=(len(indices), self.crop, self.crop, 3)
+            )
+            for row, index in enumerate(indices):
+                images[row] = source.image(index)
+                done += 1
+                report_progress(done, total, "images")
+            images.flush()
+            np.save(out / f"{name}.labels.npy", np.asarray([source.labels[i] for i in indices], np.int64))
+        sizes = {
+            name: {"n": len(part), "digest": digest([source.ids[i] for i in part])} for name, part in parts.items()
+        }
+        preprocessing = {
+            "color": "RGB", "resize": self.resize, "resize_filter": "bilinear", "crop": self.crop,
+            "divide_by": 255.0, "mean": list(self.mean), "std": list(self.std),
+        }  # fmt: skip
+        meta = {
+            "dataset": self.dataset,
+            "classes": source.classes,
+            "layout": self.layout,
+            "preprocessing": preprocessing,
+            "splits": sizes,
+            "split_seed": self.split_seed,
+        }
+        write_json(out / "meta.json", meta)
+        return {"dataset": self.dataset, "splits": sizes, "split_seed": self.split_seed, "classes": len(source.classes)}
+
+    def _source(self) -> Source:
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise ConfigError(
+                "data.mean and data.std need three numbers each, std above 0", fix="for example data.std=[0.5,0.5,0.5]"
+            )
+        if self.crop < 1:
+            raise ConfigError(f"data.crop is {self.crop}", fix="give the side of the network's input in pixels")
+        geometry = Geometry(self.resize, self.crop)
+        if self.dataset == "digits":
+            return compiler.data.digits.Digits(geometry)
+        if self.dataset == "imagefolder":
+            if self.root is None or not self.root.is_dir():
+                raise ConfigError(
+                    f"the data folder {self.root} is not a folder",
+                    fix="set data.root to a folder with one sub-folder a class",
+                )
+            return compiler.data.imagefolder.ImageFolder(self.root, self.classes, geometry)
+        raise unknown_name("dataset", self.dataset, ["digits", "imagefolder"])
+
+
+def read_meta(samples: Path) -> dict[str, Any]:
+    """What `Samples` wrote about its samples."""
+    import json
+
+    meta: dict[str, Any] = json.loads((samples / "meta.json").read_text())
+    return meta

@@ -1,0 +1,97 @@
+"""Finished versions: `<artifacts_dir>/<model>/<target>/<version>/`, never changed once written, and `latest` beside them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from compiler.canonical import digest, file_digest, plain
+from compiler.config import Config
+from compiler.keys import Memo
+from compiler.runner import Outcome
+from compiler.runtime.verify import MANIFEST, read_manifest
+from compiler.store import Store, explain_os_errors, remove_tree, write_atomically
+
+LATEST = "latest"
+DELIVERABLE = ("pass", "provisional")
+
+
+def identity(config: Config, outcome: Outcome) -> str:
+    """What a version is the outcome of: equal identities mean that there is nothing new to write."""
+    settings = {k: v for k, v in plain(config).items() if k not in ("artifacts_dir", "executor", "strict")}  # type: ignore[attr-defined]
+    return digest(
+        {
+            "config": settings,
+            "steps": {name: record.key for name, record in outcome.records.items()},
+            "package": outcome.results["package"].digest,
+        }
+    )
+
+
+def find(artifacts: Path, store: Store, name: str, memo: Memo) -> Path | None:
+    """The intact version whose identity is `name`, or None."""
+    try:
+        folder = artifacts / (store.root / "versions" / name).read_text()
+        _, manifest = read_manifest(folder)
+        for file in manifest["files"]:
+            if memo.get("sha256", folder / file["path"], file_digest) != file["sha256"]:
+                return None
+        return folder
+    except Exception:  # anything that is not a whole version is none
+        return None
+
+
+def write(artifacts: Path, store: Store, name: str, manifest: dict[str, Any], outcome: Outcome) -> Path:
+    """Writes a version and returns its folder; `latest` follows when it may be delivered.
+
+    Raises:
+        CompilerError: no space left, or the folder cannot be written.
+    """
+    home = artifacts / manifest["model"] / manifest["target"]
+    source = outcome.results["package"].path
+    with explain_os_errors(artifacts):
+        home.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=home))
+        try:
+            for file in manifest["files"]:
+                shutil.copyfile(source / file["path"], temporary / file["path"])
+                (temporary / file["path"]).chmod(0o444)
+            text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+            write_atomically(temporary / MANIFEST, text.encode())
+            for path in temporary.iterdir():
+                _fsync(path)
+            temporary.chmod(0o755)
+            version = home / manifest["version"]
+            temporary.rename(version)
+        except BaseException:
+            remove_tree(temporary)
+            raise
+        _fsync(home)
+        write_atomically(store.root / "versions" / name, str(version.relative_to(artifacts)).encode())
+        point_latest(version, manifest["status"])
+    return version
+
+
+def point_latest(version: Path, status: str) -> None:
+    """Makes `latest` name this version, if its status lets it be delivered."""
+    if status not in DELIVERABLE:
+        return
+    link = version.parent / LATEST
+    if link.is_symlink() and os.readlink(link) == version.name:  # noqa: PTH115
+        return
+    temporary = version.parent / f".{LATEST}-{os.getpid()}"
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(version.name)
+    temporary.replace(link)
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,114 @@
+"""A process of its own that runs one step: JSON in, files and JSON out.
+
+    python -m compiler.worker REQUEST.json
+
+The request names the stage, its fields, the folders of its inputs and the modules it may load. The worker writes
+the result's files into `out` beside the request and `answer.json` when it is done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import json
+import os
+import signal
+import sys
+import traceback
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+from compiler import lookup
+from compiler.errors import CompilerError, StepError
+from compiler.stage import FACTS, Stage, write_json
+
+PR_SET_PDEATHSIG = 1
+
+
+def build_stage(cls: type[Stage], fields: dict[str, Any]) -> Stage:
+    """A stage from its JSON fields: paths, tuples and nested dataclasses get their types back."""
+    hints = typing.get_type_hints(cls)
+    return cls(**{name: _revive(hints[name], value) for name, value in fields.items()})
+
+
+def _revive(hint: Any, value: Any) -> Any:
+    if value is None:
+        return None
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
+    if hint is Path:
+        return Path(value)
+    if typing.get_origin(hint) is tuple:
+        return tuple(value)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        inner = typing.get_type_hints(hint)
+        return hint(**{name: _revive(inner[name], item) for name, item in value.items()})
+    return value
+
+
+def main(argv: list[str]) -> int:
+    """Runs the request and returns 0, or the exit code of the error that it wrote into the answer."""
+    with contextlib.suppress(OSError, AttributeError):  # die with the parent, whatever ends it (Linux)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    request_path = Path(argv[0]).resolve()
+    folder = request_path.parent
+    request = json.loads(request_path.read_text())
+    out = folder / "out"
+    out.mkdir(exist_ok=True)
+    try:
+        facts = _run(request, out)
+        write_json(out / FACTS, facts)
+        _audit(request.get("modules"))
+        answer: dict[str, Any] = {"ok": True}
+        code = 0
+    except CompilerError as error:
+        answer = {"ok": False, **error.to_json()}
+        code = error.exit_code
+    except Exception as error:
+        traceback.print_exc()
+        what = "out of memory" if isinstance(error, MemoryError) else f"{type(error).__name__}: {_first_line(error)}"
+        answer = {"ok": False, **StepError(what, details=traceback.format_exc().splitlines()[-12:]).to_json()}
+        if isinstance(error, OSError) and error.errno is not None:
+            answer["errno"] = error.errno
+        code = StepError.exit_code
+    temporary = folder / "answer.tmp"
+    temporary.write_text(json.dumps(answer))
+    temporary.replace(folder / "answer.json")
+    return code
+
+
+def _run(request: dict[str, Any], out: Path) -> dict[str, Any]:
+    stage = build_stage(lookup.load(request["stage"]), request["fields"])
+    return stage.run({role: Path(path) for role, path in request["inputs"].items()}, out)
+
+
+def _audit(allowed: list[str] | None) -> None:
+    """A first-party module outside the step's key would let a change to it go unnoticed: that is a bug here."""
+    if allowed is None:
+        return
+    tops = {name.partition(".")[0] for name in allowed}
+    stray = sorted(
+        name
+        for name, module in list(sys.modules.items())
+        if name.partition(".")[0] in tops and name not in allowed and getattr(module, "__file__", None)
+    )
+    if stray:
+        raise StepError(
+            f"the step loaded modules that its key does not cover: {', '.join(stray)}",
+            fix="name them in the stage's dynamic_modules()",
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:400] if lines else "(no message)"
+
+
+if __name__ == "__main__":
+    status = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # native libraries' exit handlers may hang or crash; everything of ours is written
