@@ -6,6 +6,7 @@ import dataclasses
 import enum
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePath
 
@@ -28,7 +29,7 @@ def plain(value: object) -> object:
         return [plain(item) for item in value]
     if isinstance(value, PurePath):
         return str(value)
-    if isinstance(value, float) and value != value:
+    if isinstance(value, float) and math.isnan(value):
         raise TypeError("NaN has no canonical form")
     if value is None or isinstance(value, bool | int | float | str):
         return value

@@ -219,7 +219,7 @@ def _typed(raw: Any, config_dirs: Sequence[Path]) -> Config:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        changes = OmegaConf.to_container(raw.candidate)
+        changes: Any = OmegaConf.to_container(raw.candidate)
         merged = OmegaConf.merge(
             OmegaConf.structured(Config), OmegaConf.masked_copy(raw, [key for key in raw if key != "candidate"])
         )
@@ -240,7 +240,7 @@ def _typed(raw: Any, config_dirs: Sequence[Path]) -> Config:
 
 
 def _candidate(name: str, changes: dict[str, Any], config_dirs: Sequence[Path]) -> Any:
-    """The candidate's file on its schema, with the command line's changes: no defaults list, so it costs a millisecond."""
+    """The candidate's file on its schema, with the command line's changes: no defaults list, so it costs little."""
     from omegaconf import OmegaConf
 
     own = OmegaConf.load(_candidate_file(name, config_dirs))
@@ -289,8 +289,10 @@ def _check_config_dirs(config_dirs: Sequence[Path]) -> None:
 
 
 def _check_override(override: str, config_dirs: Sequence[Path]) -> str:
-    """Refuses unknown groups' options and top-level keys with the nearest name; opens `candidate.*` and `steps.*`, which
-    are checked against their stages later."""
+    """Refuses unknown options and top-level keys with the nearest name.
+
+    `candidate.*` and `steps.*` are opened for changes: their stages check them later.
+    """
     key, separator, value = override.partition("=")
     if not separator and not override.startswith("~"):
         raise ConfigError(
@@ -326,11 +328,11 @@ def _expand_models(overrides: Iterable[str], config_dirs: Sequence[Path]) -> lis
     result = []
     for override in overrides:
         key, _, value = override.partition("=")
-        if key == "model" and re.fullmatch(r"\w+", value) and value not in options("model", config_dirs):
-            if value in _torchvision_names():
-                result += [f"model={TORCHVISION}", f"model.name={value}"]
-                continue
-        result.append(override)
+        theirs = key == "model" and re.fullmatch(r"\w+", value) and value not in options("model", config_dirs)
+        if theirs and value in _torchvision_names():
+            result += [f"model={TORCHVISION}", f"model.name={value}"]
+        else:
+            result.append(override)
     return result
 
 

@@ -108,7 +108,7 @@ def compare(reference: NDArray[np.float32], outputs: NDArray[np.float32]) -> dic
 
     `cosine` is of the raw outputs, `centred_cosine` of the outputs less their mean over the samples: a network
     that answers everything alike keeps a high cosine and loses the centred one. `sqnr_db` is the signal-to-noise
-    ratio in decibels, None where nothing differs. `discriminates` says whether the reference tells samples apart at all.
+    ratio in decibels, None where nothing differs. `discriminates`: the reference tells samples apart at all.
 
     Raises:
         StepError: the shapes differ, or an output is NaN or infinite.

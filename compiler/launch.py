@@ -110,7 +110,7 @@ def _judge(job: Job, folder: Path, code: int, log_tail: list[str], seconds: floa
                 raise explained(OSError(answer["errno"], os.strerror(answer["errno"])), folder)
         raise _named(from_json(answer), job.name)
     if code < 0:
-        name = signal.Signals(-code).name if -code in iter(signal.Signals) else f"signal {-code}"
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
         hint = "the system ends the largest process when memory runs out: see the kernel log, or build a smaller model"
         raise StepError(
             f"{job.name} was killed by {name}",
@@ -139,7 +139,9 @@ def environment(job: Job, progress: Path) -> dict[str, str]:
     path = [entry for entry in kept.get("PYTHONPATH", "").split(os.pathsep) if entry]
     kept["PYTHONPATH"] = os.pathsep.join([package_parent, *path])
     kept["COMPILER_PROGRESS"] = str(progress)
-    kept.update(setting.split("=", 1) for setting in _settings(job))
+    for setting in _settings(job):
+        name, _, value = setting.partition("=")
+        kept[name] = value
     return kept
 
 

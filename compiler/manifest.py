@@ -72,8 +72,8 @@ def assemble(plan: Plan, outcome: Outcome) -> dict[str, Any]:
         "measured_on": [_measured_on(benchmark)],
         "steps": [
             {
-                "name": r.name, "stage": r.stage, "key": r.key or None, "status": r.status, "seconds": round(r.seconds, 3),
-                "outputs": list(r.outputs), "why": r.why,
+                "name": r.name, "stage": r.stage, "key": r.key or None, "status": r.status,
+                "seconds": round(r.seconds, 3), "outputs": list(r.outputs), "why": r.why,
             }
             for r in sorted(outcome.records.values(), key=lambda r: list(plan.steps).index(r.name))
         ],
@@ -93,8 +93,8 @@ def status_of(verdicts: list[dict[str, Any]]) -> str:
 
 def proxy_sentence(plan: Plan, benchmark: dict[str, Any]) -> str:
     """Says in words on what the figures were taken, when it was not the target."""
-    host = benchmark["host"]
-    return f"measured on {host['cpu_model']} ({host['arch']}, {host['cores']} cores), not on {plan.config.target.name}: a proxy"
+    host, target = benchmark["host"], plan.config.target.name
+    return f"measured on {host['cpu_model']} ({host['arch']}, {host['cores']} cores), not on {target}: a proxy"
 
 
 def _verdicts(plan: Plan, outcome: Outcome) -> list[dict[str, Any]]:
@@ -206,7 +206,8 @@ def _candidate(plan: Plan, outcome: Outcome, candidate: CandidatePlan, benchmark
         row["fidelity"] = outcome.facts(candidate.result).get("fidelity")
     if candidate.id == plan.config.baseline:
         row |= {"speedup": 1.0, "speedup_ci95": None}
-    return row | outcome.decision["candidates"][candidate.id]
+    row |= outcome.decision["candidates"][candidate.id]
+    return row
 
 
 def _accuracy(facts: dict[str, Any]) -> dict[str, Any]:
@@ -252,7 +253,7 @@ def _git() -> tuple[str | None, bool | None]:
         try:
             done = subprocess.run(
                 ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=False
-            )  # noqa: S607
+            )
         except (OSError, subprocess.SubprocessError):
             return None
         return done.stdout.strip() if done.returncode == 0 else None

@@ -138,7 +138,8 @@ def _add(
         actual = previous if source == PREVIOUS else str(source)
         if actual is None or actual not in plan.steps:
             raise ConfigError(
-                f"step {name} takes {role!r} from {actual or source!r}, which is no step before it{did_you_mean(str(actual), plan.steps)}",
+                f"step {name} takes {role!r} from {actual or source!r}, which is no step before it"
+                + did_you_mean(str(actual), plan.steps),
                 fix=f"steps before it: {', '.join(plan.steps) or 'none'}",
             )
         inputs[role] = actual

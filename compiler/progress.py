@@ -1,4 +1,4 @@
-"""What a person sees while a build runs: live bars on a terminal, plain lines elsewhere. Everything on standard error."""
+"""What a person sees while a build runs, on standard error: live bars on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ class LiveWatcher:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._progress = Progress(
-            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.fields[what]}"),
-            TimeElapsedColumn(), console=console, transient=True,
+            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=20),
+            TextColumn("{task.fields[what]}"), TimeElapsedColumn(), console=console, transient=True,
         )  # fmt: skip
         self._tasks: dict[str, TaskID] = {}
 

@@ -50,8 +50,8 @@ def print_manifest(manifest: dict[str, Any], folder: Path, console: Console | No
     console.print(table)
     if proxy:
         console.print(
-            f"Latency is a proxy: measured on {host['cpu_model']} ({host['arch']}, {host['cores']} cores), not on {manifest['target']}. "
-            "It ranks the candidates; what the target itself needs is unproven.",
+            f"Latency is a proxy: measured on {host['cpu_model']} ({host['arch']}, {host['cores']} cores), not on "
+            f"{manifest['target']}. It ranks the candidates; what the target itself needs is unproven.",
             style="yellow",
         )
     for row in manifest["candidates"]:
@@ -66,7 +66,8 @@ def print_manifest(manifest: dict[str, Any], folder: Path, console: Console | No
     if manifest["weights"]["demo"]:
         console.print(
             "Demo weights, trained on scikit-learn's digits. Build your own: python -m compiler "
-            f"target={manifest['target']} model={manifest['model']} model.weights=WEIGHTS.safetensors model.sha256=null data=imagefolder data.root=IMAGES"
+            f"target={manifest['target']} model={manifest['model']} model.weights=WEIGHTS.safetensors "
+            "model.sha256=null data=imagefolder data.root=IMAGES"
         )
     elif manifest["weights"]["claim"]:
         console.print(Text(f"Accuracy: {manifest['weights']['claim']}.", "yellow"))

@@ -30,13 +30,17 @@ MAX_JOBS = 4
 class Watcher(Protocol):
     """Who is told what the build does."""
 
-    def started(self, step: str, why: str) -> None: ...
+    def started(self, step: str, why: str) -> None:
+        """A step begins to run."""
 
-    def progressed(self, step: str, done: int, total: int, what: str) -> None: ...
+    def progressed(self, step: str, done: int, total: int, what: str) -> None:
+        """A running step has got further."""
 
-    def ended(self, step: str, status: str, seconds: float) -> None: ...
+    def ended(self, step: str, status: str, seconds: float) -> None:
+        """A step has ended."""
 
-    def note(self, text: str) -> None: ...
+    def note(self, text: str) -> None:
+        """Something else to say."""
 
 
 @dataclass(frozen=True)

@@ -198,6 +198,9 @@ def _why(evidence: Evidence, ranking: list[str], chosen: str | None, met: bool) 
             if figures[n]["latency_ms"]["ci95"][0] <= limit[1] and figures[n]["latency_ms"]["ci95"][1] >= limit[0]
         ]
         if tied:
-            return f"{chosen} is within the budget and the smallest of the fastest, which cannot be told apart ({', '.join([chosen, *tied])})"
+            group = ", ".join([chosen, *tied])
+            return (
+                f"{chosen} is within the budget and the smallest of the fastest, which cannot be told apart ({group})"
+            )
     passed = f" ({', '.join(ranking[:rank])} ranked before it and did not)" if rank else ""
     return f"{chosen} is the {best} within the budget{passed}"

@@ -1,4 +1,4 @@
-"""Finished versions: `<artifacts_dir>/<model>/<target>/<version>/`, never changed once written, and `latest` beside them."""
+"""Finished versions, `<artifacts_dir>/<model>/<target>/<version>/`, never changed once written; and `latest`."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def write(artifacts: Path, store: Store, name: str, manifest: dict[str, Any], ou
             for path in temporary.iterdir():
                 _fsync(path)
             temporary.chmod(0o755)
-            version = home / manifest["version"]
+            version: Path = home / manifest["version"]
             temporary.rename(version)
         except BaseException:
             remove_tree(temporary)

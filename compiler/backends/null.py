@@ -46,9 +46,14 @@ class Samples(Stage):
             np.save(out / f"{name}.labels.npy", labels.astype(np.int64))
             sizes[name] = {"n": count, "digest": digest([f"{self.seed}/{name}/{i}" for i in range(count)])}
         meta = {
-            "dataset": "null", "classes": [str(i) for i in range(self.classes)], "layout": "NHWC", "splits": sizes, "split_seed": self.seed,
-            "preprocessing": {"color": "RGB", "resize": 0, "crop": 8, "divide_by": 255.0, "mean": [0.0] * 3, "std": [1.0] * 3},
-        }  # fmt: skip
+            "dataset": "null",
+            "classes": [str(i) for i in range(self.classes)],
+            "layout": "NHWC",
+            "splits": sizes,
+            "split_seed": self.seed,
+            "preprocessing": {"color": "RGB", "resize": 0, "crop": 8, "divide_by": 255.0, "mean": [0.0] * 3}
+            | {"std": [1.0] * 3},
+        }
         write_json(out / "meta.json", meta)
         return {"dataset": "null", "splits": sizes, "split_seed": self.seed, "classes": self.classes}
 
@@ -101,7 +106,7 @@ class Export(Stage):
 
 @dataclasses.dataclass(kw_only=True)
 class Convert(Conversion):
-    """Copies the classifier; `noise` spoils its weights, `fail` ends the step as the name says, `delay_s` makes it slow."""
+    """Copies the classifier; `noise` spoils its weights, `fail` ends the step as it says, `delay_s` makes it slow."""
 
     tools: ClassVar[tuple[str, ...]] = ("numpy",)
     artifact: ClassVar[str] = "model.npz"

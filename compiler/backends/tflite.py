@@ -97,8 +97,10 @@ class Quantize(Conversion):
     def convert(self, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
         """See `Conversion.convert`. Raises ConfigError for an unknown recipe, quantizer or io."""
         for what, value, known in (
-            ("recipe", self.recipe, RECIPES), ("quantizer", self.quantizer, QUANTIZERS), ("io", self.io, ("float32", "int8")),
-        ):  # fmt: skip
+            ("recipe", self.recipe, RECIPES),
+            ("quantizer", self.quantizer, QUANTIZERS),
+            ("io", self.io, ("float32", "int8")),
+        ):
             if value not in known:
                 raise unknown_name(what, value, known)
         source, target = inputs["model"] / "model.tflite", out / "model.tflite"

@@ -17,6 +17,8 @@ from compiler.plan import make_plan
 from compiler.runtime import host
 
 LEAST_FREE_MB = 2048
+NATIVE = "this host is the target: figures taken here are native"
+PROXY = "this host is not the target: latency taken here is a proxy, and gates on it stay unproven"
 INSTALL = "pip install 'target-model-compiler[build]'"
 
 
@@ -40,7 +42,7 @@ def run(arguments: list[str]) -> int:
         native = host.is_target(machine, t.arch, t.isa, t.match.cpu_model)
         checks.append({
             "check": f"target {t.name}", "ok": True, "needed": False,
-            "says": "this host is the target: figures taken here are native" if native else "this host is not the target: latency taken here is a proxy, and gates on it stay unproven",
+            "says": NATIVE if native else PROXY,
         })  # fmt: skip
         for name, chain in config.toolchains.items():
             found = shutil.which(chain.python) is not None
@@ -60,7 +62,8 @@ def run(arguments: list[str]) -> int:
         print(json.dumps({"host": machine, "checks": checks}, indent=1))
     else:
         print(
-            f"host: {machine['cpu_model']}, {machine['arch']}, {machine['cores']} cores, {machine['memory_mb']} MB, {machine['os']}, fingerprint {machine['fingerprint']}"
+            f"host: {machine['cpu_model']}, {machine['arch']}, {machine['cores']} cores, {machine['memory_mb']} MB, "
+            f"{machine['os']}, fingerprint {machine['fingerprint']}"
         )
         for check in checks:
             print(f"{'ok  ' if check['ok'] else 'LACK'}  {check['check']}: {check['says']}")
@@ -96,6 +99,7 @@ def _writable(folder: Path) -> dict[str, Any]:
     says = (
         f"{folder}: {free} MB free"
         if ok
-        else f"{folder}: {free} MB free, {'writable' if writable else 'not writable'}: set artifacts_dir to a folder with {LEAST_FREE_MB} MB"
+        else f"{folder}: {free} MB free, {'writable' if writable else 'not writable'}: "
+        f"set artifacts_dir to a folder with {LEAST_FREE_MB} MB"
     )
     return {"check": "artifacts folder", "ok": ok, "needed": True, "says": says}

@@ -19,7 +19,7 @@ def run(arguments: list[str]) -> int:
     """Prints the plan of every job that the overrides ask for."""
     options = parse_config_arguments("plan", __doc__ or "", arguments)
     jobs = expand_sweep(options.overrides, options.config_dirs) if options.multirun else [options.overrides]
-    plans = []
+    plans: list[dict[str, Any]] = []
     for job in jobs:
         config = compose(job, options.config_dirs)
         store = Store(Path(config.artifacts_dir).absolute() / ".store")

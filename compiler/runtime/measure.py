@@ -2,8 +2,9 @@
 
     python -m compiler.runtime.measure BUNDLE OUT
 
-A bundle is a folder: `bundle.json` (protocol and candidates), `samples.npy` (real samples, uint8 (n, height, width, 3))
-and the candidates' files. OUT gets `measurement.json` and `latencies.npz` (nanoseconds, one array a round and candidate).
+A bundle is a folder: `bundle.json` (protocol and candidates), `samples.npy` (real samples, uint8 (n, height, width,
+3)) and the candidates' files. OUT gets `measurement.json` and `latencies.npz` (nanoseconds, one array a round and
+candidate).
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def measure(bundle: Path, out: Path, progress: Callable[[int, int, str], None] |
                 progress(done, total, f"round {current + 1} of {rounds}, {name}")
             done += 1
             try:
-                record, latencies = _visit(bundle, name, int(protocol["threads"]))
+                record, latencies = _visit(bundle, name, 1 if name == REFERENCE else int(protocol["threads"]))
             except StepError as error:
                 if name in (REFERENCE, spec["baseline"]):
                     raise

@@ -1,4 +1,4 @@
-"""A linear classifier in an `.npz` file, run by numpy: lets the whole build be tested in seconds, without converters."""
+"""A linear classifier in an `.npz` file, run by numpy: the whole build can be tested in seconds with it."""
 
 from __future__ import annotations
 

@@ -41,10 +41,10 @@ def quantize(values: NDArray[np.float32], entry: Mapping[str, Any]) -> Array:
     """Float values in the dtype of a signature's tensor: rounded to its grid where it has a scale."""
     dtype = np.dtype(entry["dtype"])
     if not np.issubdtype(dtype, np.integer):
-        return values.astype(dtype)
+        return np.asarray(values, dtype)
     limits = np.iinfo(dtype)
     grid = np.round(values / np.float32(entry["scale"])) + entry["zero_point"]
-    return np.clip(grid, limits.min, limits.max).astype(dtype)
+    return np.asarray(np.clip(grid, limits.min, limits.max), dtype)
 
 
 def decode(output: Array, entry: Mapping[str, Any]) -> NDArray[np.float32]:

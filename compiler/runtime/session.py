@@ -24,7 +24,7 @@ class Session(Protocol):
         ...
 
     def signature(self) -> dict[str, list[dict[str, Any]]]:
-        """`inputs` and `outputs`, each a list of `name`, `dtype`, `shape`, and `scale`, `zero_point` where quantized."""
+        """`inputs` and `outputs`: lists of `name`, `dtype`, `shape`, and `scale`, `zero_point` where quantized."""
         ...
 
 

@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
     spec = json.loads((bundle / "bundle.json").read_text())
     entry = next(c for c in spec["candidates"] if c["id"] == candidate)
     protocol = spec["protocol"]
-    cores = sorted(os.sched_getaffinity(0))[: int(protocol["threads"])]
+    cores = sorted(os.sched_getaffinity(0))[: int(entry.get("threads", protocol["threads"]))]
     os.sched_setaffinity(0, cores)
 
     import numpy as np
@@ -85,7 +85,7 @@ def _warm_up(session: Any, inputs: list[list[Any]]) -> int:
 
 
 def _time_calls(session: Any, inputs: list[list[Any]], calls: int, seconds: float) -> list[int]:
-    """Latency in nanoseconds of at least `calls` calls and `seconds` seconds; fewer calls where the model is very slow."""
+    """Latencies in nanoseconds of at least `calls` calls and `seconds` seconds; of fewer where the model is slow."""
     times: list[int] = []
     clock = time.perf_counter_ns
     run = session.run

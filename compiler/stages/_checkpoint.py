@@ -40,7 +40,7 @@ def load_state(path: Path) -> dict[str, Any]:
                 )
                 raise ConfigError(
                     f"the checkpoint {path} holds code, which is never run ({first[:200]})",
-                    fix="save model.state_dict() alone, best as safetensors; do not load files from people you do not trust",
+                    fix="save model.state_dict() alone, best as safetensors; trust no file that brings code",
                 ) from None
             raise ConfigError(
                 f"the checkpoint {path} is corrupt: {text.splitlines()[0][:200] if text else type(error).__name__}",
@@ -55,7 +55,8 @@ def load_state(path: Path) -> dict[str, Any]:
         raise ConfigError(f"the checkpoint {path} is not a state dict", fix="save model.state_dict()")
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
-    return state
+    tensors: dict[str, Any] = state
+    return tensors
 
 
 def read_metadata(path: Path) -> dict[str, str]:

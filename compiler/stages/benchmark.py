@@ -87,7 +87,7 @@ class Benchmark(Stage):
                         "file": f"{name}/{spec['artifact']}",
                         "options": spec["options"],
                         "signature": json.loads((result / SIGNATURE).read_text()),
-                    }  # fmt: skip
+                    }
                 )
             entries.append(
                 {
@@ -95,6 +95,7 @@ class Benchmark(Stage):
                     "runtime": REFERENCE,
                     "file": "bundle.json",
                     "options": {},
+                    "threads": 1,
                     "signature": {"inputs": []},
                 }
             )
@@ -111,17 +112,21 @@ class Benchmark(Stage):
                     sort_keys=True,
                 )
             )
-            result = measure(bundle, out, report_progress)
-        native = host.is_target(result["host"], self.arch, list(self.isa), self.match.cpu_model)
-        for name, figures in result["candidates"].items():
+            measured = measure(bundle, out, report_progress)
+        native = host.is_target(measured["host"], self.arch, list(self.isa), self.match.cpu_model)
+        for name, figures in measured["candidates"].items():
             figures["size_bytes"] = sizes[name]
         return {
-            "host": result["host"], "protocol": protocol, "is_target": native, "reference_drift": result["reference_drift"],
-            "candidates": result["candidates"], "failed": result["failed"],
-        }  # fmt: skip
+            "host": measured["host"],
+            "protocol": protocol,
+            "is_target": native,
+            "reference_drift": measured["reference_drift"],
+            "candidates": measured["candidates"],
+            "failed": measured["failed"],
+        }
 
 
 def artifact_files(result: Path, artifact: str) -> list[Path]:
-    """The files that belong to a candidate's artifact: its own and those that share its stem (`model.xml`, `model.bin`)."""
+    """The files of a candidate's artifact: its own and those that share its stem (`model.xml`, `model.bin`)."""
     stem = artifact.partition(".")[0]
     return sorted(p for p in result.iterdir() if p.is_file() and p.name.partition(".")[0] == stem)

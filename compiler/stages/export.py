@@ -66,7 +66,7 @@ class Export(Stage):
         if logits.shape[1] != len(meta["classes"]):
             raise ConfigError(
                 f"the network has {logits.shape[1]} classes, the data has {len(meta['classes'])}",
-                fix="give weights trained for this data (model.weights=FILE), or data.classes=FILE with the network's classes in order",
+                fix="give model.weights=FILE for this data, or data.classes=FILE with the network's classes in order",
             )
         with torch.no_grad():
             program = torch.export.export(model, (example,))
@@ -156,13 +156,15 @@ class Export(Stage):
         if metadata.get("dataset") not in (None, meta["dataset"]):
             return (
                 False,
-                f"no accuracy is claimed: the weights were trained on {metadata['dataset']}, not on {meta['dataset']}; give model.weights=FILE",
+                f"no accuracy is claimed: the weights were trained on {metadata['dataset']}, not on {meta['dataset']}; "
+                "give model.weights=FILE",
             )
         recorded = metadata.get("train_split")
         if recorded and recorded != meta["splits"]["train"]["digest"]:
             return (
                 False,
-                "no accuracy is claimed: the weights were trained on another split of this data, so the report split is not unseen; restore data.splits and data.split_seed",
+                "no accuracy is claimed: the weights were trained on another split of this data, so the report split "
+                "is not unseen; restore data.splits and data.split_seed",
             )
         return True, ""
 

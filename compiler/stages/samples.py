@@ -29,7 +29,7 @@ class SplitSizes:
 
 @dataclasses.dataclass(kw_only=True)
 class Samples(Stage):
-    """Writes `<split>.npy` (uint8 RGB, (n, side, side, 3)) and `<split>.labels.npy` (int64) for each split but training.
+    """Writes `<split>.npy` (uint8 RGB, (n, side, side, 3)) and `<split>.labels.npy` (int64), not for training.
 
     `meta.json` holds class names, preprocessing and each split's size and digest. Images stay uint8:
     normalisation belongs to the model's input and is done where the model runs.

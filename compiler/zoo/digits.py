@@ -11,6 +11,7 @@ import argparse
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 SIDE = 96
 SPLITS = {"train": 1000, "calibration": 100, "selection": 297, "report": 400}
@@ -58,7 +59,7 @@ def train(out: Path, epochs: int, seed: int) -> dict[str, float]:
             loss.backward()
             optimizer.step()
             schedule.step()
-            total += float(loss)
+            total += float(loss.detach())
         print(f"epoch {epoch + 1:3d}/{epochs}  loss {total * batch / len(order):.4f}", flush=True)
 
     model.eval()
@@ -82,8 +83,8 @@ def train(out: Path, epochs: int, seed: int) -> dict[str, float]:
     return accuracy
 
 
-def augment(x):  # type: ignore[no-untyped-def]  # torch tensors: float32 (n, 3, side, side) in and out
-    """Random shifts, scalings, rotations and shears of a few percent, drawn from torch's seeded generator."""
+def augment(x: Any) -> Any:
+    """`x`, float32 (n, 3, side, side), shifted, scaled, rotated and sheared by a few percent at random (seeded)."""
     import torch
 
     n = x.shape[0]
