@@ -72,7 +72,7 @@ def _hydra(arguments: list[str]) -> int:
     from compiler.config import conf_dir, register_resolvers
 
     register_resolvers()
-    sys.argv = [sys.argv[0], *arguments, "hydra.output_subdir=null", "hydra.run.dir=."]
+    sys.argv = [sys.argv[0], "hydra.output_subdir=null", "hydra.run.dir=.", *arguments]
 
     @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
     def show(_config: object) -> None:

@@ -219,6 +219,8 @@ def _typed(raw: Any, config_dirs: Sequence[Path]) -> Config:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
+        for key in _missing(OmegaConf.to_container(raw, resolve=False)):
+            raise ConfigError(f"{key} has no value", fix=f"add {key}=VALUE")
         changes: Any = OmegaConf.to_container(raw.candidate)
         merged = OmegaConf.merge(
             OmegaConf.structured(Config), OmegaConf.masked_copy(raw, [key for key in raw if key != "candidate"])
@@ -229,14 +231,21 @@ def _typed(raw: Any, config_dirs: Sequence[Path]) -> Config:
             merged.candidate[name] = _candidate(name, changes.pop(name, {}), config_dirs)
         for name in changes:
             raise unknown_name("candidate in this build", str(name), names)
-        for key in sorted(OmegaConf.missing_keys(merged)):
-            raise ConfigError(f"{key} has no value", fix=f"add {key}=VALUE")
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise _translated(error) from error
     assert isinstance(config, Config)
     _check_values(config)
     return config
+
+
+def _missing(node: Any, prefix: str = "") -> list[str]:
+    """Keys whose value is `???`. Looked for before the schema is merged, whose defaults would fill them silently."""
+    if isinstance(node, dict):
+        return [
+            key for name, item in node.items() for key in _missing(item, f"{prefix}.{name}" if prefix else str(name))
+        ]
+    return [prefix] if node == "???" else []
 
 
 def _candidate(name: str, changes: dict[str, Any], config_dirs: Sequence[Path]) -> Any:
@@ -291,7 +300,7 @@ def _check_config_dirs(config_dirs: Sequence[Path]) -> None:
 def _check_override(override: str, config_dirs: Sequence[Path]) -> str:
     """Refuses unknown options and top-level keys with the nearest name.
 
-    `candidate.*` and `steps.*` are opened for changes: their stages check them later.
+    Dotted keys are opened for values that no YAML file mentions: the schemas say what is known.
     """
     key, separator, value = override.partition("=")
     if not separator and not override.startswith("~"):
@@ -304,13 +313,11 @@ def _check_override(override: str, config_dirs: Sequence[Path]) -> str:
         if re.fullmatch(r"[\w./-]+", value) and value not in options(key, config_dirs):
             raise _unknown_option(key, value, config_dirs)
         return override
-    if key.startswith(("candidate.", "steps.")):
-        return f"++{override}"
     bare = key.lstrip("+~")
     known = [f.name for f in dataclasses.fields(Config)]
     if bare.partition(".")[0].partition("@")[0] not in (*known, "hydra"):
         raise ConfigError(f"unknown key {bare!r}{did_you_mean(bare, known)}", fix=f"known: {', '.join(known)}")
-    return override
+    return f"++{override}" if "." in key and bare == key and not key.startswith("hydra.") else override
 
 
 def _unknown_option(group: str, value: str, config_dirs: Sequence[Path]) -> ConfigError:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import threading
@@ -21,6 +23,8 @@ from compiler.store import explained
 
 POLL_S = 0.05
 LOG_TAIL_LINES = 15
+FULL_BYTES = 64 << 10
+"""A disk with less left than this is why a step failed, whatever its library called it."""
 KEPT_ENVIRONMENT = (
     "PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "LD_PRELOAD", "PYTHONPATH", "VIRTUAL_ENV",
     "CUDA_VISIBLE_DEVICES", "CUDA_HOME", "SYSTEMROOT",
@@ -103,12 +107,11 @@ def _judge(job: Job, folder: Path, code: int, log_tail: list[str], seconds: floa
     if answer and answer.get("ok") and code == 0:
         return seconds
     if answer and not answer.get("ok"):
-        if "errno" in answer:
-            import errno
-
-            if answer["errno"] in (errno.ENOSPC, errno.EDQUOT):
-                raise explained(OSError(answer["errno"], os.strerror(answer["errno"])), folder)
+        if answer.get("errno") in (errno.ENOSPC, errno.EDQUOT) or shutil.disk_usage(folder).free < FULL_BYTES:
+            raise explained(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), folder)
         raise _named(from_json(answer), job.name)
+    if shutil.disk_usage(folder).free < FULL_BYTES:
+        raise explained(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), folder)
     if code < 0:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
         hint = "the system ends the largest process when memory runs out: see the kernel log, or build a smaller model"

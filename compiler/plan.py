@@ -207,7 +207,11 @@ def make_stage(cls: type[Stage], fields: Mapping[str, Any], step: str) -> Stage:
                 fix=f"known: {', '.join(known) or 'none'}",
             )
     try:
-        node = OmegaConf.merge(OmegaConf.structured(cls), plain(fields))
+        values = plain(fields)
+    except TypeError as error:
+        raise ConfigError(f"step {step}: {error}", fix="check the values") from error
+    try:
+        node = OmegaConf.merge(OmegaConf.structured(cls), values)
         for name in OmegaConf.missing_keys(node):
             raise ConfigError(f"step {step} needs a value for {name!r}", fix=f"set steps.{step}.{name}=VALUE")
         stage = OmegaConf.to_object(node)

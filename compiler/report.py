@@ -82,7 +82,7 @@ def print_manifest(manifest: dict[str, Any], folder: Path, console: Console | No
 
 
 def _speed(row: dict[str, Any]) -> tuple[float, str]:
-    return (row["latency_ms"]["p50"] if row["latency_ms"] else float("inf"), row["id"])
+    return (-row["speedup"] if row["speedup"] else 0.0, row["id"])
 
 
 def _figures(row: dict[str, Any]) -> list[str]:

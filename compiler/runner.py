@@ -22,7 +22,7 @@ from compiler.lookup import reference
 from compiler.plan import KeyMaker, Plan, Step, evaluation_name, explain, is_path_field, key_of, resolve_path
 from compiler.selection import Evidence, demand
 from compiler.stage import read_facts
-from compiler.store import Result, Store
+from compiler.store import Result, Store, explain_os_errors
 
 MAX_JOBS = 4
 
@@ -245,7 +245,7 @@ class Runner:
 
     def _execute(self, step: Step, document: dict[str, Any], sources: dict[str, str]) -> Result:
         key = key_of(document)
-        with self._store.lock(key):
+        with explain_os_errors(self._store.root), self._store.lock(key):
             known = self._store.lookup(key)
             if known is not None:  # another build made it while we waited
                 self._record(step, known, "reused", "made by another build")

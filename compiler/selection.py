@@ -30,22 +30,28 @@ class Evidence:
 def order(evidence: Evidence) -> list[str]:
     """Candidates, best first; the baseline is not one.
 
-    For latency: by median, and among those whose median's interval overlaps that of the fastest, which cannot be told
-    apart, by size. For size: by size, then by median.
+    For latency: by speed-up over the baseline, which is paired round by round, so that a drift of the machine
+    cancels; and among those whose interval overlaps that of the fastest, which cannot be told apart, by size.
+    For size: by size, then by speed-up.
     """
     figures = evidence.benchmark["candidates"]
     names = [name for name in figures if name != evidence.baseline]
     if evidence.objective == "size":
-        return sorted(names, key=lambda n: (figures[n]["size_bytes"], figures[n]["latency_ms"]["p50"], n))
-    rest = sorted(names, key=lambda n: (figures[n]["latency_ms"]["p50"], n))
+        return sorted(names, key=lambda n: (figures[n]["size_bytes"], -figures[n]["speedup"], n))
+    rest = sorted(names, key=lambda n: (-figures[n]["speedup"], n))
     result: list[str] = []
     while rest:
-        limit = figures[rest[0]]["latency_ms"]["ci95"][1]
-        tied = [n for n in rest if figures[n]["latency_ms"]["ci95"][0] <= limit]
-        tied.sort(key=lambda n: (figures[n]["size_bytes"], figures[n]["latency_ms"]["p50"], n))
+        tied = [n for n in rest if _tied(figures, rest[0], n)]
+        tied.sort(key=lambda n: (figures[n]["size_bytes"], -figures[n]["speedup"], n))
         result += tied
         rest = [n for n in rest if n not in tied]
     return result
+
+
+def _tied(figures: Facts, first: str, second: str) -> bool:
+    """Whether two candidates' speed-ups cannot be told apart; without intervals only equal ones cannot."""
+    a, b = (figures[name]["speedup_ci95"] or [figures[name]["speedup"]] * 2 for name in (first, second))
+    return bool(a[0] <= b[1] and b[0] <= a[1])
 
 
 def demand(evidence: Evidence) -> list[tuple[str, str]]:
@@ -191,12 +197,7 @@ def _why(evidence: Evidence, ranking: list[str], chosen: str | None, met: bool) 
         return f"{chosen} is the {best}; its accuracy is not known"
     figures = evidence.benchmark["candidates"]
     if evidence.objective == "latency":
-        limit = figures[chosen]["latency_ms"]["ci95"]
-        tied = [
-            n
-            for n in ranking[rank + 1 :]
-            if figures[n]["latency_ms"]["ci95"][0] <= limit[1] and figures[n]["latency_ms"]["ci95"][1] >= limit[0]
-        ]
+        tied = [n for n in ranking[rank + 1 :] if _tied(figures, chosen, n)]
         if tied:
             group = ", ".join([chosen, *tied])
             return (

@@ -45,13 +45,19 @@ def find(artifacts: Path, store: Store, name: str, memo: Memo) -> Path | None:
         return None
 
 
+def folder_of(artifacts: Path, manifest: dict[str, Any]) -> Path:
+    """Where a manifest's version lies."""
+    return artifacts.joinpath(manifest["model"], manifest["target"], manifest["version"])
+
+
 def write(artifacts: Path, store: Store, name: str, manifest: dict[str, Any], outcome: Outcome) -> Path:
     """Writes a version and returns its folder; `latest` follows when it may be delivered.
 
     Raises:
         CompilerError: no space left, or the folder cannot be written.
     """
-    home = artifacts / manifest["model"] / manifest["target"]
+    version = folder_of(artifacts, manifest)
+    home = version.parent
     source = outcome.results["package"].path
     with explain_os_errors(artifacts):
         home.mkdir(parents=True, exist_ok=True)
@@ -65,7 +71,6 @@ def write(artifacts: Path, store: Store, name: str, manifest: dict[str, Any], ou
             for path in temporary.iterdir():
                 _fsync(path)
             temporary.chmod(0o755)
-            version: Path = home / manifest["version"]
             temporary.rename(version)
         except BaseException:
             remove_tree(temporary)

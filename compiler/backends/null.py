@@ -132,7 +132,7 @@ class Convert(Conversion):
         with np.load(inputs["model"] / "model.npz", allow_pickle=False) as stored:
             weight, scale = stored["weight"], float(stored["scale"])
         weight = weight + self.noise * np.random.default_rng(0).standard_normal(weight.shape).astype(np.float32)
-        if self.fail == "nan":
+        if self.fail == "not_a_number":
             weight[0, 0] = np.nan
         if self.fail == "constant":
             weight[:] = 0.0

@@ -6,6 +6,7 @@ import contextlib
 import json
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def _run_steps(
     from compiler.manifest import assemble
     from compiler.progress import watcher
     from compiler.runner import Runner
-    from compiler.runtime.verify import read_manifest
+    from compiler.runtime.verify import MANIFEST
 
     with contextlib.suppress(OSError):
         store.clean_leftovers()
@@ -93,18 +94,25 @@ def _run_steps(
     finally:
         keys.save()
     name = versions.identity(config, outcome)
-    known = versions.find(artifacts.absolute(), store, name, memo)
-    if known is not None:
-        _, manifest = read_manifest(known)
-        with contextlib.suppress(OSError):
-            versions.point_latest(known, manifest["status"])
-        keys.save()
-        return artifacts / known.relative_to(artifacts.absolute().resolve()), manifest, outcome.executed, False
-    manifest = assemble(plan, outcome)
-    folder = versions.write(artifacts.absolute(), store, name, manifest, outcome)
-    versions.find(artifacts.absolute(), store, name, memo)  # remembers the digests, so that the next call is quick
+    root = artifacts.absolute()
+    known = versions.find(root, store, name, memo)
+    if known is None:
+        with store.lock(f"version-{name}"):  # two builds of the same thing write one version
+            known = versions.find(root, store, name, memo)
+            if known is None:
+                manifest = assemble(plan, outcome)
+                while versions.folder_of(root, manifest).exists():  # a damaged version of this very second
+                    time.sleep(0.2)
+                    manifest = assemble(plan, outcome)
+                folder = versions.write(root, store, name, manifest, outcome)
+                versions.find(root, store, name, memo)  # remembers the digests, so that the next call is quick
+                keys.save()
+                return artifacts / folder.relative_to(root), manifest, outcome.executed, True
+    manifest = json.loads((known / MANIFEST).read_text())
+    with contextlib.suppress(OSError):
+        versions.point_latest(known, manifest["status"])
     keys.save()
-    return artifacts / folder.relative_to(artifacts.absolute()), manifest, outcome.executed, True
+    return artifacts / known.relative_to(root), manifest, outcome.executed, False
 
 
 def _gate(config: Config, manifest: dict[str, Any], folder: Path) -> None:

@@ -1,0 +1,96 @@
+"""Shared by all tests: the command line as a person calls it, in folders of the test's own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+CONF = ROOT / "tests" / "conf"
+QUICK = ["steps.benchmark.rounds=1", "steps.benchmark.min_calls=5", "steps.benchmark.min_seconds=0"]
+
+
+@dataclass
+class Done:
+    """A finished command."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def executed(self) -> list[str]:
+        """Names of the steps that ran, in the order in which they ended."""
+        return [line.split(":")[0] for line in self.err.splitlines() if ": done in" in line]
+
+    @property
+    def manifest_path(self) -> Path:
+        """The last line of a build's output."""
+        return Path(self.out.strip().splitlines()[-1])
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The manifest that the build printed the path of."""
+        loaded: dict[str, Any] = json.loads(self.manifest_path.read_text())
+        return loaded
+
+    def last_lines(self) -> tuple[str, str]:
+        """What to do, and the cause: the last two lines of standard error."""
+        lines = self.err.strip().splitlines()
+        return (lines[-2] if len(lines) > 1 else "", lines[-1])
+
+
+def environment() -> dict[str, str]:
+    """Ours, with this checkout importable from any folder."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def command(*arguments: object, cwd: Path | None = None, **extra: Any) -> Done:
+    """`python -m compiler ARGUMENTS`, to its end."""
+    process = subprocess.run(
+        [sys.executable, "-m", "compiler", *map(str, arguments)],
+        capture_output=True, text=True, cwd=cwd or ROOT, env=environment(), check=False, timeout=900, **extra,
+    )  # fmt: skip
+    return Done(process.returncode, process.stdout, process.stderr)
+
+
+class Project:
+    """A folder of artifacts and the null build's command line."""
+
+    def __init__(self, folder: Path) -> None:
+        self.artifacts = folder / "artifacts"
+        self.base = ["--config-dir", CONF, "target=nulltarget", "model=nullmodel", f"artifacts_dir={self.artifacts}"]
+
+    def build(self, *overrides: object, **extra: Any) -> Done:
+        """Builds with the null backend."""
+        return command(*self.base, *overrides, **extra)
+
+    def plan(self, *overrides: object) -> dict[str, dict[str, Any]]:
+        """The plan's rows by step name."""
+        done = command("plan", *self.base, "--json", *overrides)
+        assert done.code == 0, done.err
+        return {row["name"]: row for row in json.loads(done.out)["steps"]}
+
+    def objects(self) -> list[Path]:
+        """Every stored object."""
+        return sorted((self.artifacts / ".store" / "objects").glob("*/*"))
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """An empty project."""
+    return Project(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def schema() -> dict[str, Any]:
+    """The shipped JSON Schema of manifests."""
+    loaded: dict[str, Any] = json.loads((ROOT / "compiler/schemas/manifest.schema.json").read_text())
+    return loaded

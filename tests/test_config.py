@@ -1,0 +1,90 @@
+"""Every YAML composes, every target goes with every model, and what a user adds is treated like ours."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import CONF, command
+
+from compiler.config import compose, conf_dir, expand_sweep, options
+from compiler.errors import ConfigError
+from compiler.plan import make_plan
+
+
+@pytest.mark.parametrize("target", options("target"))
+@pytest.mark.parametrize("model", [m for m in options("model") if m != "torchvision"])
+def test_every_target_plans_with_every_model(target: str, model: str) -> None:
+    plan = make_plan(compose([f"target={target}", f"model={model}"]))
+    assert set(plan.candidates) == {plan.config.baseline, *plan.config.candidates}
+    for step in plan.steps.values():
+        assert set(step.inputs.values()) <= set(plan.steps)
+
+
+@pytest.mark.parametrize("candidate", options("candidate"))
+def test_every_candidate_plans(candidate: str) -> None:
+    plan = make_plan(compose(["target=host", f"candidates=[{candidate}]"]))
+    assert plan.candidates[candidate].spec.artifact
+
+
+@pytest.mark.parametrize("budget", options("budget"))
+def test_every_budget_composes_and_the_command_line_wins_over_the_targets_choice(budget: str) -> None:
+    assert compose(["target=rpi4", f"budget={budget}", "budget.size_mb=3"]).budget.size_mb == 3.0
+    assert compose(["target=rpi4"]).budget.latency_p95_ms == 500
+
+
+def test_every_yaml_is_reached_by_these_tests() -> None:
+    groups = {path.parent.name for path in conf_dir().rglob("*.yaml")} - {conf_dir().name}
+    assert groups == {"target", "model", "data", "budget", "candidate", "pipeline"}
+
+
+def test_any_torchvision_name_is_a_model() -> None:
+    config = compose(["target=rpi4", "model=efficientnet_b0"])
+    assert (config.model.name, config.model.architecture, config.model.weights) == (
+        "efficientnet_b0",
+        "efficientnet_b0",
+        None,
+    )
+
+
+def test_target_files_are_short() -> None:
+    for path in (conf_dir() / "target").glob("*.yaml"):
+        assert 10 <= len(path.read_text().splitlines()) <= 25, path
+
+
+def test_weights_without_vnni_use_seven_bits() -> None:
+    def reduced(*overrides: str) -> bool:
+        plan = make_plan(compose(["target=xeon", *overrides]))
+        return bool(plan.steps["onnxruntime_int8.quantize"].stage.reduce_range)  # type: ignore[attr-defined]
+
+    assert not reduced()
+    assert reduced("target.isa=[avx2]")
+
+
+def test_sweep_expands_in_order() -> None:
+    assert expand_sweep(["target=xeon,rpi4", "seed=1"]) == [["target=xeon", "seed=1"], ["target=rpi4", "seed=1"]]
+
+
+def test_hydras_own_flags_work_and_write_nothing(tmp_path: Path) -> None:
+    done = command("target=rpi4", "--cfg", "job", cwd=tmp_path)
+    assert done.code == 0 and "mobilenet_v3_small" in done.out
+    assert command("target=rpi4", "--info", "searchpath", cwd=tmp_path).code == 0
+    assert command("target=nope", "--cfg", "job", cwd=tmp_path).code == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_users_own_target_in_their_own_folder(tmp_path: Path) -> None:
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target/kiosk.yaml").write_text(
+        "defaults:\n  - override /budget@_global_.budget: edge\nname: kiosk\narch: aarch64\ncandidates: [tflite_int8]\n"
+    )
+    done = command("plan", "--json", "--config-dir", tmp_path, "target=kiosk")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["target"] == "kiosk"
+    assert compose(["target=kiosk"], [tmp_path]).budget.latency_p95_ms == 500
+
+
+def test_config_dir_that_does_not_exist_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="not a folder"):
+        compose(["target=rpi4"], [CONF / "nothing"])

@@ -1,0 +1,256 @@
+"""Bad input and bad luck: a clear error with the contract's exit code, and nothing already built is lost."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Project, command, environment
+
+
+@pytest.mark.parametrize(
+    ("overrides", "cause"),
+    [
+        (["target=nulltarge"], "unknown target 'nulltarge'; did you mean 'nulltarget'?"),
+        (["model=mobilnetv3"], "unknown model 'mobilnetv3'; did you mean 'mobilenetv3'?"),
+        (["data=digit"], "unknown data 'digit'; did you mean 'digits'?"),
+        (["candidates=[null_fp23]"], "unknown candidate 'null_fp23'; did you mean 'null_fp32'?"),
+        (["bugdet.size_mb=3"], "unknown key 'bugdet.size_mb'; did you mean 'budget'?"),
+        (["budget.size_md=3"], "unknown key 'budget.size_md'; did you mean 'size_mb'?"),
+        (["candidate.null_int8.steps.quantise.bits=4"], "'quantise'; did you mean 'quantize'?"),
+        (["candidate.null_int8.steps.quantize.bit=4"], "no field 'bit'; did you mean 'bits'?"),
+        (["candidate.null_int9.steps.quantize.bits=4"], "'null_int9'; did you mean 'null_int8'?"),
+        (["steps.exprot.scale=2"], "unknown stage 'exprot'; did you mean 'export'?"),
+        (["objective=latncy"], "unknown objective 'latncy'; did you mean 'latency'?"),
+        (["seed=abc"], "Value 'abc'"),
+        (["steps.benchmark.rounds=many"], "rounds"),
+        (["data=imagefolder"], "data.root has no value"),
+        (["candidates=[]"], "the list of candidates is empty"),
+        (["model.name=../x"], "cannot name a folder"),
+        (["seed=[a"], "no viable alternative"),
+        (["seed"], "'seed' is not KEY=VALUE"),
+        (["--jsn"], "unknown flag '--jsn'; did you mean '--json'?"),
+    ],
+)  # fmt: skip
+def test_wrong_word_is_refused_with_the_nearest_right_one(project: Project, overrides: list[str], cause: str) -> None:
+    done = project.build(*overrides)
+    fix, last = done.last_lines()
+    assert done.code == 2
+    assert last.startswith("error: ") and cause in last
+    assert fix.startswith("try: ")
+    assert not project.artifacts.exists()
+
+
+def test_unknown_verb_and_missing_target_are_usage_errors() -> None:
+    assert command("biuld").code == 2 and "did you mean 'build'?" in command("biuld").err
+    missing = command("model=mobilenetv3")
+    assert missing.code == 2 and "rpi4" in missing.last_lines()[0]
+
+
+def test_users_file_with_the_name_of_one_of_ours_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target/rpi4.yaml").write_text("name: rpi4\n")
+    done = command("plan", "--config-dir", tmp_path, "target=rpi4")
+    assert done.code == 2 and "would hide it" in done.last_lines()[1]
+
+
+def test_unknown_key_in_a_users_yaml_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target/mine.yaml").write_text("name: mine\ncandidates: [tflite_fp32]\nthread: 2\n")
+    done = command("plan", "--config-dir", tmp_path, "target=mine")
+    assert done.code == 2 and "'thread'; did you mean 'threads'?" in done.last_lines()[1].replace(
+        "target.thread", "thread"
+    )
+
+
+@pytest.mark.parametrize(
+    ("fail", "said"),
+    [
+        ("error", "the null converter was told to fail"),
+        ("exception", "ValueError: a converter's own exception"),
+        ("crash", "was killed by SIGABRT"),
+        ("not_a_number", "returns NaN or infinity"),
+        ("constant", "computes something else than the step before"),
+        ("permute", "computes something else than the step before"),
+    ],
+)
+def test_candidate_that_fails_is_left_out_by_name_and_the_others_are_built(
+    project: Project, fail: str, said: str
+) -> None:
+    done = project.build(f"candidate.null_int8.steps.quantize.fail={fail}")
+    assert done.code == 0, done.err
+    row = next(c for c in done.manifest["candidates"] if c["id"] == "null_int8")
+    assert row["status"] == "failed" and "null_int8.quantize" in row["reason"] and said in row["reason"]
+    assert said in done.err and row["reproduce"]
+    assert project.build(f"candidate.null_int8.steps.quantize.fail={fail}", "strict=true").code == 5
+
+
+def test_failed_step_is_tried_again_and_never_reused(project: Project) -> None:
+    for _ in range(2):
+        done = project.build("candidate.null_int8.steps.quantize.fail=error")
+        assert "null_int8.quantize: failed" in done.err
+    assert done.executed == []
+
+
+def test_every_candidate_failing_ends_the_build_with_5(project: Project) -> None:
+    done = project.build("candidates=[null_int8]", "candidate.null_int8.steps.quantize.fail=crash")
+    assert done.code == 5 and "null_int8.quantize" in done.last_lines()[1]
+
+
+def test_reproduce_command_fails_the_same_way_when_pasted(project: Project) -> None:
+    done = project.build("candidates=[null_int8]", "candidate.null_int8.steps.quantize.fail=exception")
+    line = next(line for line in done.err.splitlines() if "reproduce: " in line).partition("reproduce: ")[2]
+    pasted = subprocess.run(["sh", "-c", line], cwd="/", capture_output=True, text=True, check=False, timeout=60)
+    assert pasted.returncode == 5
+    assert "a converter's own exception" in pasted.stderr
+
+
+def test_step_that_takes_too_long_is_ended_by_name(project: Project) -> None:
+    done = project.build(
+        "candidates=[null_slow]", "candidate.null_slow.steps.convert.delay_s=60", "executor.time_limit_s=3"
+    )
+    assert done.code == 5 and "null_slow.convert ran past its time limit of 3 s" in done.err
+
+
+def test_checkpoint_that_does_not_match_its_digest_is_an_integrity_error(project: Project, tmp_path: Path) -> None:
+    (tmp_path / "w.safetensors").write_bytes(b"x")
+    done = project.build(f"model.weights={tmp_path / 'w.safetensors'}", f"model.sha256={'0' * 64}")
+    assert done.code == 6 and "SHA-256" in done.last_lines()[1]
+
+
+def test_missing_checkpoint_is_named_before_any_work(project: Project) -> None:
+    done = project.build("model.weights=/no/such/file.pt")
+    assert (
+        done.code == 2
+        and "/no/such/file.pt" in done.last_lines()[1]
+        and "done in 0" not in done.err.split("export")[0][-5:]
+    )
+
+
+def test_manifest_that_is_none_is_refused(tmp_path: Path) -> None:
+    assert command("show", tmp_path).code == 2
+    (tmp_path / "manifest.json").write_text("{")
+    assert command("show", tmp_path).code == 6
+    (tmp_path / "manifest.json").write_text(
+        '{"files": [{"path": "../x", "size_bytes": 1, "sha256": "", "role": ""}], "candidates": [], "digest": ""}'
+    )
+    done = command("verify", tmp_path)
+    assert done.code == 6 and "../x" in done.last_lines()[1]
+
+
+def test_interrupted_build_ends_with_130_leaves_no_process_and_goes_on_where_it_was(project: Project) -> None:
+    process = _start(project, "candidate.null_slow.steps.convert.delay_s=60", "candidates=[null_slow]")
+    _wait_for(process, "null_slow.convert: running")
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert err.strip().splitlines()[-1] == "error: interrupted"
+    assert not _workers(project)
+    assert list((project.artifacts / ".store/work").iterdir()) == []
+    after = project.build("candidate.null_slow.steps.convert.delay_s=0", "candidates=[null_slow]")
+    assert after.code == 0 and not {"samples", "export"} & set(after.executed)
+
+
+def test_killed_build_takes_its_workers_along_and_the_next_one_succeeds(project: Project) -> None:
+    process = _start(project, "candidate.null_slow.steps.convert.delay_s=60", "candidates=[null_slow]")
+    _wait_for(process, "null_slow.convert: running")
+    process.kill()
+    process.wait(timeout=20)
+    deadline = time.monotonic() + 10
+    while _workers(project) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not _workers(project)
+    done = project.build("candidate.null_slow.steps.convert.delay_s=0", "candidates=[null_slow]")
+    assert done.code == 0
+    assert list((project.artifacts / ".store/work").iterdir()) == []
+
+
+def test_killed_worker_is_named_with_its_signal(project: Project) -> None:
+    process = _start(project, "candidate.null_slow.steps.convert.delay_s=60", "candidates=[null_slow]")
+    _wait_for(process, "null_slow.convert: running")
+    deadline = time.monotonic() + 10
+    while not _workers(project) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for pid in _workers(project):
+        os.kill(pid, signal.SIGKILL)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 5 and "null_slow.convert was killed by SIGKILL" in err
+
+
+def test_artifacts_folder_that_is_a_file_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "artifacts").write_text("")
+    done = Project(tmp_path).build()
+    assert done.code == 2 and "cannot write below" in done.last_lines()[1]
+
+
+def test_read_only_artifacts_folder_is_a_clear_error_and_a_finished_build_is_still_found(tmp_path: Path) -> None:
+    inside = f"mount -t tmpfs none {tmp_path} && {{build}}; mount -o remount,ro {tmp_path} && {{build}} && {{other}}"
+    done = _in_mount_namespace(inside, Project(tmp_path), "seed=1")
+    assert "Nothing to do" in done.stdout
+    assert done.returncode == 2 and "cannot write below" in done.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("kilobytes", [24, 100, 180, 300])
+def test_full_disk_is_a_clear_error_and_what_was_built_stays(tmp_path: Path, kilobytes: int) -> None:
+    inside = (
+        f"mount -t tmpfs -o size={kilobytes}k none {tmp_path} && {{build}}; echo code $?; "
+        f"mount -o remount,size=64m {tmp_path} && {{build}}"
+    )
+    done = _in_mount_namespace(inside, Project(tmp_path))
+    assert "code 5" in done.stdout, done.stderr
+    assert "no space left" in done.stderr
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("samples: done") + done.stderr.count("samples: reused") <= 1
+
+
+def _start(project: Project, *overrides: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "compiler", *map(str, project.base), *overrides],
+        cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def _wait_for(process: subprocess.Popen[str], text: str) -> None:
+    assert process.stderr is not None
+    for line in process.stderr:
+        if text in line:
+            return
+    raise AssertionError(f"never said {text!r}")
+
+
+def _workers(project: Project) -> list[int]:
+    """Processes that work in this project's store."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                line = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if str(project.artifacts / ".store").encode() in line and b"compiler.worker" in line:
+                found.append(int(entry.name))
+    return found
+
+
+def _in_mount_namespace(script: str, project: Project, *other: str) -> subprocess.CompletedProcess[str]:
+    """Runs a shell script in which {build} and {other} are builds, where file systems may be mounted."""
+    probe = subprocess.run(["unshare", "-m", "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, check=False)
+    if probe.returncode != 0:
+        pytest.skip("needs the right to mount in a namespace of its own (run as root; apt-get install util-linux)")
+    base = [sys.executable, "-m", "compiler", *map(str, project.base)]
+    text = script.format(build=shlex.join(base), other=shlex.join([*base, *other]))
+    return subprocess.run(
+        ["unshare", "-m", "sh", "-c", text],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )

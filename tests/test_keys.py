@@ -1,0 +1,137 @@
+"""Keys change exactly when something that decides the result changes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from compiler import canonical
+from compiler.config import compose
+from compiler.errors import ConfigError
+from compiler.keys import Memo, content_digest, source_closure
+from compiler.plan import KeyMaker, explain, key_of, make_plan
+from compiler.worker import build_stage
+
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text()
+)
+VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=12)
+
+
+@given(VALUES)
+def test_canonical_json_round_trips(value: Any) -> None:
+    assert json.loads(canonical.encode(value)) == value
+
+
+@given(st.dictionaries(st.text(), SCALARS, min_size=2))
+def test_order_of_keys_does_not_matter(value: dict[str, Any]) -> None:
+    assert canonical.digest(value) == canonical.digest(dict(reversed(value.items())))
+
+
+@given(VALUES, VALUES)
+def test_different_values_have_different_digests(a: Any, b: Any) -> None:
+    same = json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)
+    assert (canonical.digest(a) == canonical.digest(b)) == same
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, {1, 2}, object()])
+def test_what_has_no_canonical_form_is_refused(value: object) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        canonical.encode(value)
+
+
+def _documents(*overrides: str, memo: Path) -> dict[str, dict[str, Any]]:
+    plan = make_plan(compose(["target=xeon", *overrides]))
+    keys = KeyMaker(plan.config, Memo(memo))
+    return {name: keys.document(step, dict.fromkeys(step.inputs, "0")) for name, step in plan.steps.items()}
+
+
+@pytest.mark.parametrize(
+    ("override", "touched"),
+    [
+        ("candidate.openvino_int8.steps.quantize.preset=performance", {"openvino_int8.quantize"}),
+        ("candidate.onnxruntime_int8.steps.quantize.percentile=99", {"onnxruntime_int8.quantize"}),
+        ("steps.calibrate.bins=512", {"calibrate"}),
+        ("steps.export.opset=20", {"export"}),
+        ("data.split_seed=1", {"samples"}),
+        ("budget.size_mb=4", {"select"}),
+        ("steps.benchmark.rounds=3", {"benchmark"}),
+        ("artifacts_dir=elsewhere", set()),
+        ("executor.jobs=1", set()),
+    ],
+)
+def test_an_override_changes_the_keys_of_the_steps_it_concerns_and_no_others(
+    tmp_path: Path, override: str, touched: set[str]
+) -> None:
+    before, after = _documents(memo=tmp_path / "m"), _documents(override, memo=tmp_path / "m")
+    assert {name for name in before if key_of(before[name]) != key_of(after[name])} == touched
+
+
+def test_explanation_names_the_field_and_both_values(tmp_path: Path) -> None:
+    before, after = _documents(memo=tmp_path / "m"), _documents("steps.export.opset=20", memo=tmp_path / "m")
+    assert explain(after["export"], before["export"]) == "field opset: 18 -> 20"
+    assert explain(after["export"], None) == "first run"
+    assert explain(after["export"], after["export"]) == "result missing or damaged"
+    changed = {**after["export"], "source": {**after["export"]["source"], "compiler.stages.export": "0"}}
+    assert explain(changed, after["export"]) == "source of compiler.stages.export changed"
+    newer = {**after["export"], "tools": {**after["export"]["tools"], "torch": "9.9"}}
+    assert explain(newer, after["export"]).startswith("tool torch: ")
+
+
+def test_a_path_counts_by_its_content(tmp_path: Path) -> None:
+    memo = Memo(tmp_path / "memo.json")
+    (tmp_path / "a").write_text("x")
+    (tmp_path / "b").write_text("x")
+    assert content_digest(tmp_path / "a", memo) == content_digest(tmp_path / "b", memo)
+    (tmp_path / "b").write_text("y")
+    assert content_digest(tmp_path / "a", memo) != content_digest(tmp_path / "b", memo)
+
+
+def test_a_folder_counts_by_names_and_content_and_refuses_links(tmp_path: Path) -> None:
+    memo = Memo(tmp_path / "memo.json")
+    folder = tmp_path / "data"
+    (folder / "cat").mkdir(parents=True)
+    (folder / "cat/1.png").write_text("x")
+    first = content_digest(folder, memo)
+    (folder / "cat/1.png").rename(folder / "cat/2.png")
+    assert content_digest(folder, memo) != first
+    (folder / "cat/3.png").symlink_to("/etc/hostname")
+    with pytest.raises(ConfigError, match="not a regular file"):
+        content_digest(folder, memo)
+
+
+def test_closure_covers_what_a_stage_imports_and_follows_a_users_own_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memo = Memo(tmp_path / "memo.json")
+    closure = source_closure(("compiler.stages.fuse",), memo)
+    assert {"compiler.stages.fuse", "compiler.conversion", "compiler.stages._onnx_files", "compiler.errors"} <= set(
+        closure
+    )
+    assert not {"compiler.runner", "compiler.backends.tflite"} & set(closure)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "my_network_x.py").write_text("import my_blocks_x\n")
+    (tmp_path / "my_blocks_x.py").write_text("")
+    assert {"my_network_x", "my_blocks_x"} <= set(source_closure(("my_network_x",), memo))
+
+
+@given(st.integers(1, 9), st.floats(0.1, 2.0), st.sampled_from(["NCHW", "NHWC"]))
+def test_stage_fields_survive_the_way_to_the_worker(crop: int, mean: float, layout: str) -> None:
+    from compiler.stages.samples import Samples, SplitSizes
+
+    stage = Samples(
+        dataset="digits", root=Path("/x"), crop=crop, mean=(mean, mean, mean), layout=layout, splits=SplitSizes(train=3)
+    )
+    fields = json.loads(canonical.encode(stage))
+    assert dataclasses.asdict(build_stage(Samples, fields)) == dataclasses.asdict(stage)
