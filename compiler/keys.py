@@ -118,11 +118,22 @@ def _first_party(name: str, importer: str) -> bool:
 
 @functools.cache
 def _source_of(name: str) -> Path | None:
+    """The source file of a module, found without importing anything: `find_spec` would import its parents."""
+    top, *rest = name.split(".")
     try:
-        spec = importlib.util.find_spec(name)
+        spec = importlib.util.find_spec(top)
     except (ImportError, ValueError):
         return None
-    return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
+    if spec is None:
+        return None
+    if not rest:
+        return Path(spec.origin) if spec.origin and spec.origin.endswith(".py") else None
+    for folder in spec.submodule_search_locations or ():
+        base = Path(folder, *rest)
+        for path in (base / "__init__.py", base.with_name(f"{base.name}.py")):
+            if path.is_file():
+                return path
+    return None
 
 
 def _imports(path: Path, module: str) -> list[str]:

@@ -44,8 +44,6 @@ def print_manifest(manifest: dict[str, Any], folder: Path, console: Console | No
     for row in sorted(manifest["candidates"], key=_speed):
         style = STYLE.get(row["status"], "dim" if row["status"] == "skipped" else "")
         verdict = "baseline" if row["id"] == manifest["baseline"] else row["status"]
-        if row["status"] in ("rejected", "failed"):
-            verdict = f"{row['status']}: {row['reason']}"
         table.add_row(row["id"], *_figures(row), verdict, style=style)
     console.print(table)
     if proxy:
@@ -55,6 +53,11 @@ def print_manifest(manifest: dict[str, Any], folder: Path, console: Console | No
             style="yellow",
         )
     for row in manifest["candidates"]:
+        if row["status"] in ("rejected", "failed"):
+            console.print(
+                Text(f"{row['status'].capitalize()}: {row['id']}: {row['reason']}", STYLE[row["status"]]),
+                soft_wrap=True,
+            )
         if row["latency_ms"] and not row["latency_ms"]["stable"]:
             console.print(f"Unstable: {row['id']}: {'; '.join(row['latency_ms']['unstable_reasons'])}.", style="yellow")
     for verdict in manifest["verdicts"]:

@@ -26,6 +26,8 @@ REFERENCE = "reference"
 VISIT_TIME_LIMIT_S = 600
 UNSTABLE_DRIFT = 0.03
 NOISY_STEAL_SHARE = 0.01
+NOISY_OTHERS_SHARE = 0.05
+LEAST_TELLING_S = 0.1
 
 
 def measure(bundle: Path, out: Path, progress: Callable[[int, int, str], None] | None = None) -> dict[str, Any]:
@@ -125,7 +127,11 @@ def _evaluate(
             reasons.append(f"blocks of calls differ by {spread:.1%} (median absolute deviation)")
         if drift > UNSTABLE_DRIFT:
             reasons.append(f"the reference drifted by {drift:.1%} between rounds")
-        seconds = sum(float(v.sum()) for v in times[name]) / 1e3
+        seconds = sum(s["seconds"] for s in seen[name])
+        others = sum(s["others_cpu_share"] * s["seconds"] for s in seen[name]) / seconds
+        # /proc/stat counts in hundredths of a second: less than a tenth of a second tells nothing
+        if others > NOISY_OTHERS_SHARE and others * seconds > LEAST_TELLING_S:
+            reasons.append(f"other processes used {others:.0%} of the host while it was measured")
         steal = sum(s["stolen_ticks"] for s in seen[name]) / os.sysconf("SC_CLK_TCK") / max(seconds, 1e-9)
         if steal > NOISY_STEAL_SHARE:
             reasons.append(f"the hypervisor took {steal:.1%} of the time")

@@ -53,8 +53,13 @@ def main(argv: list[str]) -> int:
     gc.disable()
     warmup = _warm_up(session, inputs)
     switches_before = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+    busy_before, own_before, wall_before = _busy_seconds(), time.process_time(), time.monotonic()
     times = _time_calls(session, inputs, int(protocol["min_calls"]), float(protocol["min_seconds"]))
+    wall = time.monotonic() - wall_before
+    others = _busy_seconds() - busy_before - (time.process_time() - own_before)
     seen = {
+        "others_cpu_share": max(0.0, others) / (wall * (os.cpu_count() or 1)),
+        "seconds": wall,
         "load_ms": (loaded - started) / 1e6,
         "first_call_ms": (first - loaded) / 1e6,
         "warmup_calls": warmup,
@@ -109,6 +114,14 @@ def _status_kb(field: str) -> int:
         if line.startswith(field + ":"):
             return int(line.split()[1])
     return 0
+
+
+def _busy_seconds() -> float:
+    """Seconds that all cores together have worked for anybody since boot."""
+    user, nice, system, _idle, _iowait, irq, softirq = map(
+        int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:8]
+    )
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
 
 
 def _stolen_ticks() -> int:

@@ -1,0 +1,193 @@
+"""Datasets and checkpoints: bad ones are refused in words, good ones become what the network was trained on."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from compiler.data.imagefolder import ImageFolder
+from compiler.data.source import Geometry
+from compiler.data.splits import NAMES, split
+from compiler.errors import ConfigError
+from compiler.stages._checkpoint import load_state
+from compiler.stages.export import Export, _check_fit
+from compiler.stages.samples import Samples, SplitSizes, read_meta
+
+
+@given(st.integers(4, 300), st.integers(0, 3), st.tuples(*[st.integers(0, 60)] * 3))
+def test_splits_are_disjoint_seeded_and_as_large_as_asked(count: int, seed: int, sizes: tuple[int, int, int]) -> None:
+    asked: dict[str, int | None] = dict(zip(NAMES, (*sizes, None), strict=True))
+    if sum(sizes) >= count:
+        with pytest.raises(ConfigError, match=f"the dataset has {count} samples"):
+            split(count, asked, seed)
+        return
+    parts = split(count, asked, seed)
+    everything = [i for name in NAMES for i in parts[name]]
+    assert sorted(everything) == list(range(count))
+    assert [len(parts[name]) for name in NAMES[:3]] == list(sizes)
+    assert parts == split(count, asked, seed)
+
+
+def test_two_open_splits_are_refused() -> None:
+    with pytest.raises(ConfigError, match="both open"):
+        split(10, {"selection": None, "report": None}, 0)
+
+
+def _folder(root: Path, classes: tuple[str, ...] = ("cat", "dog"), count: int = 6, side: int = 20) -> Path:
+    generator = np.random.default_rng(0)
+    for name in classes:
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            pixels = generator.integers(0, 255, (side, side + 4, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{i}.png")
+    return root
+
+
+def test_class_list_fixes_the_order_when_not_all_classes_are_present(tmp_path: Path) -> None:
+    root = _folder(tmp_path / "data")
+    listing = tmp_path / "classes.txt"
+    listing.write_text("zebra\ndog\ncat\n")
+    source = ImageFolder(root, listing, Geometry(16, 12))
+    assert source.classes == ["zebra", "dog", "cat"]
+    assert source.labels == [2] * 6 + [1] * 6
+    assert source.image(0).shape == (12, 12, 3)
+
+
+def test_folder_that_the_class_list_does_not_name_is_refused(tmp_path: Path) -> None:
+    listing = tmp_path / "classes.txt"
+    listing.write_text("cat\ndogs\n")
+    with pytest.raises(ConfigError, match=r"dog is no class .* did you mean 'dogs'"):
+        ImageFolder(_folder(tmp_path / "data"), listing, Geometry(16, 12))
+
+
+def test_empty_folder_unreadable_image_and_too_small_image_are_named(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match="no images below"):
+        ImageFolder(tmp_path / "empty", None, Geometry(16, 12))
+    root = _folder(tmp_path / "data")
+    (root / "cat/0.png").write_bytes(b"not an image")
+    with pytest.raises(ConfigError, match=r"cannot read the image .*cat/0\.png"):
+        ImageFolder(root, None, Geometry(16, 12)).image(0)
+    with pytest.raises(ConfigError, match="less than the crop"):
+        ImageFolder(root, None, Geometry(0, 32)).image(1)
+
+
+def test_truncated_image_is_named(tmp_path: Path) -> None:
+    root = _folder(tmp_path / "data")
+    data = (root / "cat/0.png").read_bytes()
+    (root / "cat/0.png").write_bytes(data[: len(data) // 2])
+    with pytest.raises(ConfigError, match="cannot read the image"):
+        ImageFolder(root, None, Geometry(16, 12)).image(0)
+
+
+def test_missing_data_folder_and_empty_split_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is not a folder"):
+        Samples(dataset="imagefolder", root=tmp_path / "none").run({}, tmp_path)
+    sizes = SplitSizes(train=0, calibration=0, selection=4, report=None)
+    with pytest.raises(ConfigError, match="the calibration split is empty"):
+        Samples(dataset="imagefolder", root=_folder(tmp_path / "d"), resize=16, crop=12, splits=sizes).run({}, tmp_path)
+
+
+def test_samples_write_each_split_with_its_labels_and_digest(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    sizes = SplitSizes(train=0, calibration=4, selection=3, report=None)
+    Samples(dataset="imagefolder", root=_folder(tmp_path / "d"), resize=16, crop=12, splits=sizes).run({}, out)
+    meta = read_meta(out)
+    assert {name: part["n"] for name, part in meta["splits"].items()} == {
+        "train": 0,
+        "calibration": 4,
+        "selection": 3,
+        "report": 5,
+    }
+    assert np.load(out / "report.npy").shape == (5, 12, 12, 3)
+    assert len({part["digest"] for name, part in meta["splits"].items() if name != "train"}) == 3
+
+
+def test_demo_weights_were_trained_on_the_split_that_the_data_file_names() -> None:
+    from omegaconf import OmegaConf
+
+    from compiler.config import conf_dir
+    from compiler.zoo import digits
+
+    data = OmegaConf.load(conf_dir() / "data/digits.yaml")
+    assert dict(data.splits) == digits.SPLITS and (data.split_seed, data.crop) == (digits.SPLIT_SEED, digits.SIDE)
+
+
+class Evil:
+    """Runs a command when it is unpickled by a careless loader."""
+
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.canary,))
+
+
+def test_checkpoint_with_code_is_refused_and_its_code_is_never_run(tmp_path: Path) -> None:
+    import torch
+
+    canary = tmp_path / "canary"
+    torch.save({"weight": Evil(canary)}, tmp_path / "evil.pt")
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps({"weight": Evil(canary)}))
+    for name in ("evil.pt", "plain.pt"):
+        with pytest.raises(ConfigError, match="holds code, which is never run"):
+            load_state(tmp_path / name)
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pt"])
+@pytest.mark.parametrize("damage", ["truncated", "garbage", "empty"])
+def test_corrupt_checkpoint_is_said_to_be_corrupt(tmp_path: Path, name: str, damage: str) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    path = tmp_path / name
+    tensors = {"a": torch.ones(300)}
+    if name.endswith("safetensors"):
+        save_file(tensors, path)
+    else:
+        torch.save(tensors, path)
+    data = path.read_bytes()
+    path.write_bytes({"truncated": data[: len(data) // 2], "garbage": b"\x93" * 500, "empty": b""}[damage])
+    with pytest.raises(ConfigError, match=r"is corrupt|holds code"):
+        load_state(path)
+
+
+def test_state_dict_is_found_inside_a_training_checkpoint(tmp_path: Path) -> None:
+    import torch
+
+    torch.save({"state_dict": {"module.a": torch.ones(2)}, "epoch": 3}, tmp_path / "t.pt")
+    assert list(load_state(tmp_path / "t.pt")) == ["a"]
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(ConfigError, match="not a state dict"):
+        load_state(tmp_path / "list.pt")
+    (tmp_path / "w.h5").write_bytes(b"")
+    with pytest.raises(ConfigError, match="unknown suffix"):
+        load_state(tmp_path / "w.h5")
+
+
+def test_keys_and_shapes_that_do_not_fit_are_named() -> None:
+    import torch
+
+    expected = {"a.weight": torch.ones(2, 2), "a.bias": torch.ones(2), "b": torch.ones(1)}
+    state = {"a.weight": torch.ones(3, 2), "a.bias": torch.ones(2), "extra": torch.ones(1)}
+    with pytest.raises(ConfigError, match="does not fit net") as caught:
+        _check_fit(expected, state, Path("w.pt"), "net")
+    text = " ".join(caught.value.details)
+    assert "missing (1): b" in text and "unknown (1): extra" in text
+    assert "a.weight: checkpoint (3, 2), network (2, 2)" in text
+
+
+def test_unknown_architecture_is_refused_with_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="'resnet19'; did you mean 'resnet1"):
+        Export(architecture="resnet19")._build(10)
+    with pytest.raises(ConfigError, match="cannot be loaded"):
+        Export(architecture="no.such.module:net")._build(10)
