@@ -10,6 +10,8 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -17,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compiler.canonical import plain
+from compiler.canonical import digest, plain
 from compiler.errors import CompilerError, StepError, from_json
 from compiler.store import explained
 
@@ -26,7 +28,7 @@ LOG_TAIL_LINES = 15
 FULL_BYTES = 64 << 10
 """A disk with less left than this is why a step failed, whatever its library called it."""
 KEPT_ENVIRONMENT = (
-    "PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "LD_PRELOAD", "PYTHONPATH", "VIRTUAL_ENV",
+    "PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "LD_PRELOAD", "VIRTUAL_ENV",
     "CUDA_VISIBLE_DEVICES", "CUDA_HOME", "SYSTEMROOT",
 )  # fmt: skip
 
@@ -49,54 +51,67 @@ class Cancelled(Exception):
     """The build is being ended; the worker was killed."""
 
 
-def run(job: Job, folder: Path, cancel: threading.Event, progress: Callable[[dict[str, Any]], None]) -> float:
-    """Runs `job` in `folder`; the result's files are then in `folder/out`. Returns the seconds it took.
+class Worker:
+    """A worker process in its folder: started, perhaps ahead of its step, given one job, ended."""
 
-    Raises:
-        CompilerError: the step failed; what the worker said, or how it died.
-        Cancelled: `cancel` was set.
-    """
-    request = folder / "request.json"
-    request.write_text(
-        json.dumps(
-            {
-                "stage": job.stage,
-                "fields": plain(job.fields),
-                "inputs": {role: str(path) for role, path in job.inputs.items()},
-                "modules": job.modules,
-            },
-            indent=1,
-        )
-    )
-    log = folder / "log.txt"
-    watched = folder / "progress.json"
-    started = time.monotonic()
-    with log.open("wb") as stream:
-        process = subprocess.Popen(
-            [job.interpreter, "-m", "compiler.worker", str(request)],
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            env=environment(job, watched),
-            start_new_session=True,
-        )
+    def __init__(self, interpreter: str, folder: Path, threads: int, preload: tuple[str, ...] = ()) -> None:
+        self.folder = folder
+        self._log = folder / "log.txt"
+        self._watched = folder / "progress.json"
+        with self._log.open("wb") as stream:
+            self._process = subprocess.Popen(
+                [interpreter, "-m", "compiler.worker", "--preload", ",".join(preload)],
+                stdin=subprocess.PIPE,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                env=environment(interpreter, threads, self._watched),
+                start_new_session=True,
+            )
+
+    def run(self, job: Job, cancel: threading.Event, progress: Callable[[dict[str, Any]], None]) -> float:
+        """Runs `job`; the result's files are then in `folder/out`. Returns the seconds it took.
+
+        Raises:
+            CompilerError: the step failed; what the worker said, or how it died.
+            Cancelled: `cancel` was set.
+        """
+        request = self.folder / "request.json"
+        record = {
+            "stage": job.stage,
+            "fields": plain(job.fields),
+            "inputs": {role: str(path) for role, path in job.inputs.items()},
+            "modules": job.modules,
+        }
+        request.write_text(json.dumps(record, indent=1))
+        started = time.monotonic()
         try:
-            while process.poll() is None:
+            assert self._process.stdin is not None
+            with contextlib.suppress(BrokenPipeError), self._process.stdin as stream:
+                stream.write(f"{request}\n".encode())
+            while self._process.poll() is None:
                 if cancel.is_set():
                     raise Cancelled
                 if time.monotonic() - started > job.time_limit_s:
-                    end_group(process)
                     raise StepError(
                         f"{job.name} ran past its time limit of {job.time_limit_s:g} s",
                         fix="raise executor.time_limit_s, or look at the log for what it waits for",
-                        details=tail(log),
+                        details=tail(self._log),
                     )
                 with contextlib.suppress(OSError, ValueError):
-                    progress(json.loads(watched.read_text()))
+                    progress(json.loads(self._watched.read_text()))
                 time.sleep(POLL_S)
         finally:
-            end_group(process)
-    return _judge(job, folder, process.returncode, tail(log), time.monotonic() - started)
+            self.end()
+        return _judge(job, self.folder, self._process.returncode, tail(self._log), time.monotonic() - started)
+
+    def end(self) -> None:
+        """Kills what is left of the process group and reaps the worker."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        if self._process.stdin is not None:
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()
 
 
 def _judge(job: Job, folder: Path, code: int, log_tail: list[str], seconds: float) -> float:
@@ -132,40 +147,49 @@ def _named(error: CompilerError, name: str) -> CompilerError:
 
 def reproduce_command(job: Job, folder: Path) -> str:
     """The shell line that runs a kept failure again."""
-    return shlex.join(["env", *_settings(job), job.interpreter, "-m", "compiler.worker", str(folder / "request.json")])
+    path = f"PYTHONPATH={import_path(job.interpreter)}"
+    settings = [f"{name}={value}" for name, value in _settings(job.threads).items()]
+    return shlex.join(["env", path, *settings, job.interpreter, "-m", "compiler.worker", str(folder / "request.json")])
 
 
-def environment(job: Job, progress: Path) -> dict[str, str]:
+def environment(interpreter: str, threads: int, progress: Path) -> dict[str, str]:
     """The worker's environment: an allow-list of ours, and settings that make results repeatable."""
     kept = {name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ}
-    package_parent = str(Path(__file__).resolve().parent.parent)
-    path = [entry for entry in kept.get("PYTHONPATH", "").split(os.pathsep) if entry]
-    kept["PYTHONPATH"] = os.pathsep.join([package_parent, *path])
-    kept["COMPILER_PROGRESS"] = str(progress)
-    for setting in _settings(job):
-        name, _, value = setting.partition("=")
-        kept[name] = value
-    return kept
+    return {
+        **kept, **_settings(threads), "PYTHONPATH": import_path(interpreter), "COMPILER_PROGRESS": str(progress),
+    }  # fmt: skip
 
 
-def _settings(job: Job) -> list[str]:
-    return [
-        "PYTHONHASHSEED=0",
-        "PYTHONDONTWRITEBYTECODE=1",
-        f"OMP_NUM_THREADS={job.threads}",
-        "TF_CPP_MIN_LOG_LEVEL=2",
-        "TF_ENABLE_ONEDNN_OPTS=0",
-        "CUDA_MODULE_LOADING=LAZY",
-        "OPENVINO_TELEMETRY_OPT_OUT=1",
-        "HF_HUB_OFFLINE=1",
-    ]
+def import_path(interpreter: str) -> str:
+    """PYTHONPATH for a worker: this package, and what the user put there.
+
+    Another interpreter must not see our site-packages, so it gets a folder that holds a link to this package alone.
+    """
+    package = Path(__file__).resolve().parent
+    parent = package.parent
+    if interpreter != sys.executable:
+        parent = Path(tempfile.gettempdir()) / f"compiler-import-{os.getuid()}-{digest(str(package))[:12]}"
+        parent.mkdir(mode=0o700, exist_ok=True)
+        if parent.stat().st_uid != os.getuid():
+            raise StepError(f"{parent} belongs to another user", fix="remove it, or set TMPDIR")
+        link = parent / package.name
+        if not link.is_symlink():
+            with contextlib.suppress(FileExistsError):
+                link.symlink_to(package)
+    return os.pathsep.join([str(parent), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))])
 
 
-def end_group(process: subprocess.Popen[bytes]) -> None:
-    """Kills what is left of the worker's process group and reaps the worker."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+def _settings(threads: int) -> dict[str, str]:
+    return {
+        "PYTHONHASHSEED": "0",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "OMP_NUM_THREADS": str(threads),
+        "TF_CPP_MIN_LOG_LEVEL": "2",
+        "TF_ENABLE_ONEDNN_OPTS": "0",
+        "CUDA_MODULE_LOADING": "LAZY",
+        "OPENVINO_TELEMETRY_OPT_OUT": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
 
 
 def tail(log: Path) -> list[str]:

@@ -94,6 +94,7 @@ class Runner:
         self._cancel = threading.Event()
         self._intact: set[str] = set()
         self._outcome = Outcome()
+        self._ahead: dict[str, tuple[launch.Worker, contextlib.ExitStack]] = {}
         config = plan.config
         cores = len(os.sched_getaffinity(0))
         self._jobs = config.executor.jobs if config.executor.jobs > 0 else max(1, min(cores, MAX_JOBS))
@@ -177,6 +178,7 @@ class Runner:
         with self._pool() as pool:
             while pending or running:
                 self._start_ready(pending, running, pool)
+                self._start_ahead(pending, running)
                 if not running:
                     continue
                 for future in wait(running, timeout=1.0, return_when=FIRST_COMPLETED).done:
@@ -201,10 +203,12 @@ class Runner:
             raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+            for name in list(self._ahead):
+                self._dismiss(name)
 
     def _start_ready(self, pending: list[str], running: dict[Future[Result], str], pool: ThreadPoolExecutor) -> None:
         outcome = self._outcome
-        for name in list(pending):
+        for name in sorted(pending, key=lambda n: n not in self._ahead):  # a started worker's step first
             step = self._plan.steps[name]
             lost = [role for role, source in step.inputs.items() if source in outcome.failures]
             if any(role not in step.optional for role in lost):
@@ -220,13 +224,41 @@ class Runner:
             known = self._store.lookup(key)
             if known is not None:
                 pending.remove(name)
+                self._dismiss(name)
                 outcome.results[name] = known
                 self._record(step, known, "reused", "same key")
                 self._store_last(step, document)
             elif len(running) < self._jobs and not measuring and not (step.stage.measures and running):
                 pending.remove(name)
+                if step.stage.measures:
+                    for waiting in list(self._ahead):
+                        self._dismiss(waiting)
                 future = pool.submit(self._execute, step, document, {r: s for r, s in sources.items()})
                 running[future] = name
+
+    def _start_ahead(self, pending: list[str], running: dict[Future[Result], str]) -> None:
+        """Lets a worker import its libraries in a free slot while the step's inputs are still being made."""
+        busy = set(running.values())
+        if any(self._plan.steps[n].stage.measures for n in busy):
+            return
+        for name in pending:
+            step = self._plan.steps[name]
+            waits_for = set(step.inputs.values()) - set(self._outcome.results)
+            if len(busy) + len(self._ahead) >= self._jobs:
+                return
+            if name in self._ahead or not waits_for or not waits_for <= busy or not step.stage.preload():
+                continue
+            stack = contextlib.ExitStack()
+            folder = stack.enter_context(self._store.work_folder(step.name.replace("/", "_")))
+            interpreter = self._keys.python(step) or sys.executable
+            worker = launch.Worker(interpreter, folder, self._cores, step.stage.preload())
+            stack.callback(worker.end)
+            self._ahead[name] = (worker, stack)
+
+    def _dismiss(self, name: str) -> None:
+        worker = self._ahead.pop(name, None)
+        if worker is not None:
+            worker[1].close()
 
     def _failed(self, name: str, error: CompilerError) -> None:
         """Keeps the failure of a step that only some candidates need; anything else ends the build."""
@@ -264,15 +296,23 @@ class Runner:
             if why == "first run" and self._store.state(key) == "damaged":
                 why = "result missing or damaged"
             self._watcher.started(step.name, why)
-            with self._store.work_folder(step.name.replace("/", "_")) as folder:
-                result = self._run_worker(step, document, inputs, folder, key)
+            with contextlib.ExitStack() as stack:
+                ahead = self._ahead.pop(step.name, None)
+                if ahead is not None:
+                    stack.push(ahead[1])
+                    worker = ahead[0]
+                else:
+                    folder = stack.enter_context(self._store.work_folder(step.name.replace("/", "_")))
+                    worker = launch.Worker(self._keys.python(step) or sys.executable, folder, self._cores)
+                    stack.callback(worker.end)
+                result = self._run_worker(step, document, inputs, worker, key)
             self._record(step, result, "executed", why)
             self._store_last(step, document)
             self._watcher.ended(step.name, "executed", result.seconds)
             return result
 
     def _run_worker(
-        self, step: Step, document: dict[str, Any], inputs: dict[str, Path], folder: Path, key: str
+        self, step: Step, document: dict[str, Any], inputs: dict[str, Path], worker: launch.Worker, key: str
     ) -> Result:
         job = launch.Job(
             name=step.name,
@@ -285,21 +325,18 @@ class Runner:
             threads=self._cores,
         )
         try:
-            seconds = launch.run(
-                job,
-                folder,
-                self._cancel,
-                lambda p: self._watcher.progressed(step.name, p["done"], p["total"], p["what"]),
+            seconds = worker.run(
+                job, self._cancel, lambda p: self._watcher.progressed(step.name, p["done"], p["total"], p["what"])
             )
         except launch.Cancelled:
             raise StepError(f"{step.name} was ended with the build") from None
         except CompilerError as error:
             if isinstance(error, StepError):
-                kept = self._store.keep_failure(key, folder)
+                kept = self._store.keep_failure(key, worker.folder)
                 error.details.append(f"reproduce: {launch.reproduce_command(job, kept)}")
                 error.details.append(f"log: {kept / 'log.txt'}")
             raise
-        return self._store.commit(key, document, folder / "out", seconds)
+        return self._store.commit(key, document, worker.folder / "out", seconds)
 
     def _record(self, step: Step, result: Result, status: str, why: str) -> None:
         outputs = tuple(entry.sha256 for entry in result.entries)

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import tempfile
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,8 @@ FACTS = "facts.json"
 
 PREVIOUS = "previous"
 """As the source of an input: the step before in the chain."""
+
+REPORT_INTERVAL_S = 0.2
 
 CANDIDATES = "candidates"
 """As the source of inputs: the artifact of every candidate, one role each."""
@@ -54,6 +57,10 @@ class Stage(ABC):
         """Distributions whose versions decide the result; more than `tools` where a field decides which."""
         return self.tools
 
+    def preload(self) -> tuple[str, ...]:
+        """Heavy libraries that a worker may import while the step's inputs are still being made."""
+        return ()
+
     def dynamic_modules(self) -> tuple[str, ...]:
         """First-party modules that `run` loads by name, which no import statement shows."""
         return ()
@@ -70,11 +77,17 @@ def write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
 
 
+_next_report = 0.0
+
+
 def report_progress(done: int, total: int, what: str) -> None:
-    """Tells the process that watches this worker how far the stage is. Costs nothing when nobody watches."""
+    """Tells the process that watches this worker how far the stage is: at most a few times a second."""
+    global _next_report  # noqa: PLW0603 - one worker runs one stage
     target = os.environ.get("COMPILER_PROGRESS")
-    if not target:
+    now = time.monotonic()
+    if not target or now < _next_report:
         return
+    _next_report = now + REPORT_INTERVAL_S
     path = Path(target)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name, delete=False) as stream:
         json.dump({"done": done, "total": total, "what": what}, stream)

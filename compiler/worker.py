@@ -1,6 +1,7 @@
 """A process of its own that runs one step: JSON in, files and JSON out.
 
     python -m compiler.worker REQUEST.json
+    python -m compiler.worker --preload torch,onnx      (reads the request's path from standard input)
 
 The request names the stage, its fields, the folders of its inputs and the modules it may load. The worker writes
 the result's files into `out` beside the request and `answer.json` when it is done.
@@ -11,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import importlib
 import json
 import os
 import signal
@@ -53,6 +55,13 @@ def main(argv: list[str]) -> int:
     """Runs the request and returns 0, or the exit code of the error that it wrote into the answer."""
     with contextlib.suppress(OSError, AttributeError):  # die with the parent, whatever ends it (Linux)
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if argv[0] == "--preload":
+        for name in filter(None, argv[1].split(",")):
+            with contextlib.suppress(ImportError):  # the stage says what is missing, if it is needed at all
+                importlib.import_module(name)
+        argv = [sys.stdin.readline().strip()]
+        if not argv[0]:
+            return 0  # nobody needs this worker any more
     request_path = Path(argv[0]).resolve()
     folder = request_path.parent
     request = json.loads(request_path.read_text())

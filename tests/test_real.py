@@ -101,7 +101,16 @@ def test_second_target_reuses_export_fuse_and_calibrate(builds: Builds) -> None:
     assert {steps[name] for name in ("samples", "export", "fuse", "calibrate")} == {"reused"}
 
 
-@pytest.mark.parametrize(("target", "candidate"), [("rpi4", "tflite_int8"), ("rpi4", "tflite_fp16"), ("xeon", "openvino_int8"), ("xeon", "openvino_bf16"), ("xeon", "onnxruntime_int8")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("target", "candidate"),
+    [
+        ("rpi4", "tflite_int8"),
+        ("rpi4", "tflite_fp16"),
+        ("xeon", "openvino_int8"),
+        ("xeon", "openvino_bf16"),
+        ("xeon", "onnxruntime_int8"),
+    ],
+)
 def test_a_script_of_nobodys_gets_the_manifests_accuracy(builds: Builds, target: str, candidate: str) -> None:
     builds(f"target={target}", "evaluate=all")
     done = builds(f"target={target}", "evaluate=all", f"candidates=[{candidate}]")
@@ -109,7 +118,14 @@ def test_a_script_of_nobodys_gets_the_manifests_accuracy(builds: Builds, target:
     assert _independent(done.manifest_path.parent) == pytest.approx(_row(done.manifest, candidate)["accuracy"]["value"])
 
 
-@pytest.mark.parametrize("overrides", [("quantizer=ai_edge_quantizer", "io=int8"), ("quantizer=tensorflow", "io=int8"), ("quantizer=ai_edge_quantizer", "io=float32")])  # fmt: skip
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("quantizer=ai_edge_quantizer", "io=int8"),
+        ("quantizer=tensorflow", "io=int8"),
+        ("quantizer=ai_edge_quantizer", "io=float32"),
+    ],
+)
 def test_either_quantizer_makes_an_int8_file_with_the_boundary_asked_for(
     builds: Builds, overrides: tuple[str, str]
 ) -> None:

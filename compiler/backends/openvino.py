@@ -58,6 +58,10 @@ class Quantize(Conversion):
     preset: str = "mixed"
     fast_bias_correction: bool = True
 
+    def preload(self) -> tuple[str, ...]:
+        """What it imports."""
+        return ("nncf", "openvino")
+
     def precision(self) -> str:
         """int8."""
         return "int8"

@@ -28,6 +28,10 @@ class Convert(Conversion):
     artifact: ClassVar[str] = "model.tflite"
     runtime: ClassVar[str] = "tflite"
 
+    def preload(self) -> tuple[str, ...]:
+        """What it imports."""
+        return ("torch", "torch.export", "litert_torch")
+
     def layout(self, before: str) -> str:
         """NHWC."""
         return "NHWC"
@@ -89,6 +93,10 @@ class Quantize(Conversion):
     recipe: str
     quantizer: str = "tensorflow"
     io: str = "float32"
+
+    def preload(self) -> tuple[str, ...]:
+        """TensorFlow takes seconds to import, the others do not."""
+        return ("tensorflow",) if self.recipe == "int8" and self.quantizer == "tensorflow" else ()
 
     def precision(self) -> str:
         """The recipe's."""

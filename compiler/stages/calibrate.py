@@ -31,6 +31,10 @@ class Calibrate(Stage):
 
     bins: int = 2048
 
+    def preload(self) -> tuple[str, ...]:
+        """What it imports."""
+        return ("onnx", "onnxruntime")
+
     def run(self, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
         """See `Stage.run`."""
         import numpy as np

@@ -34,6 +34,10 @@ class Export(Stage):
     seed: int = 0
     opset: int = 18
 
+    def preload(self) -> tuple[str, ...]:
+        """What it imports."""
+        return ("torch", "torchvision", "onnxscript")
+
     def dynamic_modules(self) -> tuple[str, ...]:
         """The two runtimes that check the result, and the user's own module where one is named."""
         own = (self.architecture.partition(":")[0],) if ":" in self.architecture else ()

@@ -25,6 +25,10 @@ class Fuse(Stage):
     inputs: ClassVar[Mapping[str, str]] = {"model": "export", "samples": "samples"}
     tools: ClassVar[tuple[str, ...]] = ("torch", "onnx", "onnxscript", "onnxruntime")
 
+    def preload(self) -> tuple[str, ...]:
+        """What it imports."""
+        return ("torch", "torch.export", "onnx", "onnxscript", "onnxruntime")
+
     def dynamic_modules(self) -> tuple[str, ...]:
         """The two runtimes that check the result."""
         return ("compiler.runtime.pytorch", "compiler.runtime.onnxruntime")
