@@ -41,6 +41,11 @@ class Done:
         loaded: dict[str, Any] = json.loads(self.manifest_path.read_text())
         return loaded
 
+    def manifest_in(self, folder: Path) -> dict[str, Any]:
+        """The manifest, where the build ran in `folder` with a relative artifacts_dir."""
+        loaded: dict[str, Any] = json.loads((folder / self.manifest_path).read_text())
+        return loaded
+
     def last_lines(self) -> tuple[str, str]:
         """What to do, and the cause: the last two lines of standard error."""
         lines = self.err.strip().splitlines()

@@ -16,8 +16,9 @@ from compiler.data.imagefolder import ImageFolder
 from compiler.data.source import Geometry
 from compiler.data.splits import NAMES, split
 from compiler.errors import ConfigError
+from compiler.runtime.pytorch import network
 from compiler.stages._checkpoint import load_state
-from compiler.stages.export import Export, _check_fit
+from compiler.stages.export import _check_fit
 from compiler.stages.samples import Samples, SplitSizes, read_meta
 
 
@@ -188,6 +189,6 @@ def test_keys_and_shapes_that_do_not_fit_are_named() -> None:
 
 def test_unknown_architecture_is_refused_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match="'resnet19'; did you mean 'resnet1"):
-        Export(architecture="resnet19")._build(10)
+        network("resnet19", 10)
     with pytest.raises(ConfigError, match="cannot be loaded"):
-        Export(architecture="no.such.module:net")._build(10)
+        network("no.such.module:net", 10)

@@ -1,1 +1,1 @@
-"""Eager PyTorch runs the exported program as it is: the baseline that every figure is compared with."""
+"""Eager PyTorch runs the network's own module as it is: the baseline that every figure is compared with."""

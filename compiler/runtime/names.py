@@ -1,14 +1,18 @@
-"""The runtimes there are, and the distribution each needs beside numpy. Imports nothing."""
+"""The runtimes there are, and the distributions each needs beside numpy. Imports nothing heavy."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 DISTRIBUTIONS = {
-    "null": "numpy",
-    "onnxruntime": "onnxruntime",
-    "openvino": "openvino",
-    "pytorch": "torch",
-    "reference": "numpy",
-    "tflite": "ai-edge-litert",
+    "null": ("numpy",),
+    "onnxruntime": ("onnxruntime",),
+    "openvino": ("openvino",),
+    "pytorch": ("torch", "torchvision", "safetensors"),
+    "reference": ("numpy",),
+    "tflite": ("ai-edge-litert",),
+    "torch_export": ("torch",),
 }
 
 
@@ -17,6 +21,13 @@ def module_of(runtime: str) -> str:
     return runtime if "." in runtime else f"compiler.runtime.{runtime}"
 
 
-def distribution_of(runtime: str) -> tuple[str, ...]:
-    """The distribution whose version decides what the runtime computes; none is known for a private one."""
-    return (DISTRIBUTIONS[runtime],) if runtime in DISTRIBUTIONS else ()
+def modules_of(runtime: str, options: Mapping[str, Any]) -> tuple[str, ...]:
+    """The runtime's module, and the user's own where the options name a network in one."""
+    architecture = str(options.get("architecture", ""))
+    own = (architecture.partition(":")[0],) if ":" in architecture else ()
+    return (module_of(runtime), *own)
+
+
+def distributions_of(runtime: str) -> tuple[str, ...]:
+    """The distributions whose versions decide what the runtime computes; none is known for a private one."""
+    return DISTRIBUTIONS.get(runtime, ())

@@ -1,44 +1,89 @@
-"""Exported PyTorch programs (`.pt2`), run operator by operator: the uncompiled baseline."""
+"""Eager PyTorch, the uncompiled baseline: the network's own module with its weights from a safetensors file.
+
+The file's metadata holds the number of classes and the input's shape. Which module it is comes from the options, that
+is, from local configuration: a file never names code to be run.
+"""
 
 from __future__ import annotations
 
+import importlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from compiler.errors import ConfigError, unknown_name
 from compiler.runtime.session import Array, tensor
+
+INIT_WEIGHTS = ("googlenet", "inception_v3")  # these ask to be told that random weights are wanted
 
 
 class PytorchSession:
     """See `compiler.runtime.session.Session`."""
 
-    def __init__(self, path: Path, threads: int) -> None:
+    def __init__(self, path: Path, threads: int, architecture: str) -> None:
         import torch
+        from safetensors import safe_open
 
         torch.set_num_threads(threads)
         self._torch = torch
-        program = torch.export.load(path)
-        self._module = program.module(check_guards=False)
-        names = program.graph_signature
-        values = {n.name: n.meta["val"] for n in program.graph.nodes if "val" in n.meta}
-        self._inputs = [(name, values[name]) for name in names.user_inputs]
-        self._outputs = [(name, values[name]) for name in names.user_outputs]
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        self._classes = int(metadata["num_classes"])
+        self._shape = [int(n) for n in json.loads(metadata["input_shape"])]
+        self._module = network(architecture, self._classes)
+        self._module.load_state_dict(state)
+        self._module.eval()
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """One inference, in inference mode."""
         with self._torch.inference_mode():
-            result = self._module(*(self._torch.from_numpy(value) for value in inputs))
-        results = result if isinstance(result, tuple | list) else [result]
-        return [value.numpy() for value in results]
+            return [self._module(*(self._torch.from_numpy(value) for value in inputs)).numpy()]
 
     def signature(self) -> dict[str, list[dict[str, Any]]]:
-        """Names are the exported graph's."""
+        """One image input, one output of logits."""
         return {
-            "inputs": [tensor(name, str(v.dtype).removeprefix("torch."), v.shape) for name, v in self._inputs],
-            "outputs": [tensor(name, str(v.dtype).removeprefix("torch."), v.shape) for name, v in self._outputs],
+            "inputs": [tensor("input", "float32", self._shape)],
+            "outputs": [tensor("logits", "float32", [self._shape[0], self._classes])],
         }
 
 
+def network(architecture: str, classes: int) -> Any:
+    """A torch.nn.Module with random weights: torchvision's by name, or what `package.module:function` returns.
+
+    Raises:
+        ConfigError: there is no such architecture.
+    """
+    if ":" in architecture:
+        module, _, name = architecture.partition(":")
+        try:
+            factory = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise ConfigError(
+                f"model.architecture {architecture!r} cannot be loaded: {error}",
+                fix="name it package.module:function, importable from the working folder",
+            ) from error
+        return factory(num_classes=classes)
+    import torchvision
+
+    known = torchvision.models.list_models(module=torchvision.models)
+    if architecture not in known:
+        raise unknown_name("architecture", architecture, known)
+    extra = {"init_weights": True} if architecture in INIT_WEIGHTS else {}
+    return torchvision.models.get_model(architecture, weights=None, num_classes=classes, **extra)
+
+
+def save(module: Any, shape: Sequence[int], classes: int, path: Path) -> None:
+    """Writes a module's weights as `open` reads them; `shape` is the input's, with the batch."""
+    from safetensors.torch import save_file
+
+    state = {name: value.detach().clone().contiguous() for name, value in module.state_dict().items()}
+    save_file(state, path, metadata={"num_classes": str(classes), "input_shape": json.dumps(list(shape))})
+
+
 def open(path: Path, options: Mapping[str, Any]) -> PytorchSession:
-    """Opens a `.pt2` file. `options`: `threads`."""
-    return PytorchSession(path, int(options.get("threads", 1)))
+    """Opens a `.safetensors` file. `options`: `threads`, `architecture` (required)."""
+    if "architecture" not in options:
+        raise ConfigError("the pytorch runtime is not told the architecture", fix="set it in the candidate's options")
+    return PytorchSession(path, int(options.get("threads", 1)), str(options["architecture"]))

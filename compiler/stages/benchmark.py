@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from compiler.conversion import SIGNATURE
 from compiler.runtime import host
 from compiler.runtime.measure import REFERENCE, measure
-from compiler.runtime.names import distribution_of, module_of
+from compiler.runtime.names import distributions_of, module_of, modules_of
 from compiler.stage import CANDIDATES, Stage, report_progress
 
 BENCHMARK_SAMPLES = 16
@@ -54,14 +54,12 @@ class Benchmark(Stage):
 
     def dynamic_modules(self) -> tuple[str, ...]:
         """What each visit's process loads."""
-        return ("compiler.runtime.visit", "compiler.runtime.statistics", *map(module_of, self._runtimes()))
+        opened = {m for c in self.candidates.values() for m in modules_of(c["runtime"], c["options"])}
+        return ("compiler.runtime.visit", "compiler.runtime.statistics", module_of(REFERENCE), *sorted(opened))
 
     def used_tools(self) -> tuple[str, ...]:
         """The libraries of the runtimes that race."""
-        return (*self.tools, *sorted({d for name in self._runtimes() for d in distribution_of(name)}))
-
-    def _runtimes(self) -> list[str]:
-        return sorted({c["runtime"] for c in self.candidates.values()} | {REFERENCE})
+        return (*self.tools, *sorted({d for c in self.candidates.values() for d in distributions_of(c["runtime"])}))
 
     def run(self, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
         """See `Stage.run`. `inputs` has one role `candidate/<id>` for each candidate that was built."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from compiler.conversion import SIGNATURE
-from compiler.runtime.names import distribution_of, module_of
+from compiler.runtime.names import distributions_of, modules_of
 from compiler.stage import Stage, report_progress
 
 if TYPE_CHECKING:
@@ -40,11 +40,11 @@ class Evaluate(Stage):
 
     def dynamic_modules(self) -> tuple[str, ...]:
         """The runtime through which the figure is taken."""
-        return (module_of(self.runtime),)
+        return modules_of(self.runtime, self.options)
 
     def used_tools(self) -> tuple[str, ...]:
         """The runtime's library."""
-        return (*self.tools, *distribution_of(self.runtime))
+        return (*self.tools, *distributions_of(self.runtime))
 
     def run(self, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
         """See `Stage.run`. Accuracies and drops are in percent (points)."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 from compiler.conversion import PROBE, SIGNATURE, compare, judge, probe, probe_images
-from compiler.errors import ConfigError, unknown_name
+from compiler.errors import ConfigError
+from compiler.runtime.pytorch import network, save
 from compiler.stage import Stage, write_json
 from compiler.stages._checkpoint import load_state, read_metadata
 from compiler.stages._onnx_files import save_onnx
@@ -18,7 +18,8 @@ from compiler.stages.samples import read_meta
 
 @dataclasses.dataclass(kw_only=True)
 class Export(Stage):
-    """Writes `program.pt2` (torch.export), `model.onnx`, `signature.json` and the probe's outputs.
+    """Writes `module.safetensors` (the network as it is, for the baseline), `program.pt2` (torch.export), `model.onnx`,
+    `signature.json` and the probe's outputs.
 
     `architecture` is a classifier of torchvision, or `package.module:function` that takes `num_classes` and
     returns a torch.nn.Module. Without `weights` the network has random weights and no accuracy is claimed.
@@ -41,7 +42,7 @@ class Export(Stage):
     def dynamic_modules(self) -> tuple[str, ...]:
         """The two runtimes that check the result, and the user's own module where one is named."""
         own = (self.architecture.partition(":")[0],) if ":" in self.architecture else ()
-        return ("compiler.runtime.pytorch", "compiler.runtime.onnxruntime", *own)
+        return ("compiler.runtime.torch_export", "compiler.runtime.onnxruntime", *own)
 
     def run(self, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
         """See `Stage.run`.
@@ -72,6 +73,7 @@ class Export(Stage):
                 f"the network has {logits.shape[1]} classes, the data has {len(meta['classes'])}",
                 fix="give model.weights=FILE for this data, or data.classes=FILE with the network's classes in order",
             )
+        save(model, shape, logits.shape[1], out / "module.safetensors")
         with torch.no_grad():
             program = torch.export.export(model, (example,))
         for node in program.graph.nodes:
@@ -93,7 +95,12 @@ class Export(Stage):
             "demo": metadata.get("kind") == "demo",
         }
         outputs, signature = probe(
-            out / "program.pt2", "pytorch", {}, base | {"inputs": [], "outputs": []}, inputs["samples"], meta["layout"]
+            out / "program.pt2",
+            "torch_export",
+            {},
+            base | {"inputs": [], "outputs": []},
+            inputs["samples"],
+            meta["layout"],
         )
         signature["inputs"][0]["name"], signature["outputs"][0]["name"] = "input", "logits"
         from compiler.runtime.preprocess import encode
@@ -117,39 +124,20 @@ class Export(Stage):
 
     def _network(self, data_classes: int) -> Any:
         if self.weights is None:
-            return self._build(self.num_classes or data_classes)
+            return network(self.architecture, self.num_classes or data_classes)
         state = load_state(self.weights)
         classes = self.num_classes or self._classes_of(state) or data_classes
-        model = self._build(classes)
+        model = network(self.architecture, classes)
         _check_fit(model.state_dict(), state, self.weights, self.architecture)
         model.load_state_dict(state)
         return model
-
-    def _build(self, classes: int) -> Any:
-        if ":" in self.architecture:
-            module, _, name = self.architecture.partition(":")
-            try:
-                factory = getattr(importlib.import_module(module), name)
-            except (ImportError, AttributeError) as error:
-                raise ConfigError(
-                    f"model.architecture {self.architecture!r} cannot be loaded: {error}",
-                    fix="name it package.module:function, importable from the working folder",
-                ) from error
-            return factory(num_classes=classes)
-        import torchvision
-
-        known = torchvision.models.list_models(module=torchvision.models)
-        if self.architecture not in known:
-            raise unknown_name("architecture", self.architecture, known)
-        extra = {"init_weights": True} if self.architecture in ("googlenet", "inception_v3") else {}
-        return torchvision.models.get_model(self.architecture, weights=None, num_classes=classes, **extra)
 
     def _classes_of(self, state: Mapping[str, Any]) -> int | None:
         """As many classes as the checkpoint's tensor for the network's last parameter has rows."""
         import torch
 
         with torch.device("meta"):
-            names = [name for name, _ in self._build(1000).named_parameters()]
+            names = [name for name, _ in network(self.architecture, 1000).named_parameters()]
         last = state.get(names[-1]) if names else None
         return int(last.shape[0]) if last is not None and last.ndim else None
 

@@ -31,7 +31,7 @@ class Fuse(Stage):
 
     def dynamic_modules(self) -> tuple[str, ...]:
         """The two runtimes that check the result."""
-        return ("compiler.runtime.pytorch", "compiler.runtime.onnxruntime")
+        return ("compiler.runtime.torch_export", "compiler.runtime.onnxruntime")
 
     def run(self, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
         """See `Stage.run`. Raises StepError where a fused form computes something else."""
@@ -45,7 +45,7 @@ class Fuse(Stage):
         reference = np.load(source / PROBE, allow_pickle=False)
         facts: dict[str, Any] = {}
         for name, file, runtime in (
-            ("fidelity", "program.pt2", "pytorch"),
+            ("fidelity", "program.pt2", "torch_export"),
             ("onnx_fidelity", "model.onnx", "onnxruntime"),
         ):
             outputs, signature = probe(out / file, runtime, {}, before, inputs["samples"], layout)
