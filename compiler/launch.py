@@ -157,6 +157,7 @@ def environment(interpreter: str, threads: int, progress: Path) -> dict[str, str
     kept = {name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ}
     return {
         **kept, **_settings(threads), "PYTHONPATH": import_path(interpreter), "COMPILER_PROGRESS": str(progress),
+        "COMPILER_PARENT": str(os.getpid()),
     }  # fmt: skip
 
 

@@ -55,6 +55,8 @@ def main(argv: list[str]) -> int:
     """Runs the request and returns 0, or the exit code of the error that it wrote into the answer."""
     with contextlib.suppress(OSError, AttributeError):  # die with the parent, whatever ends it (Linux)
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.environ.get("COMPILER_PARENT", str(os.getppid())) != str(os.getppid()):
+        return 0  # it died before we could ask to die with it
     if argv[0] == "--preload":
         for name in filter(None, argv[1].split(",")):
             with contextlib.suppress(ImportError):  # the stage says what is missing, if it is needed at all

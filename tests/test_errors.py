@@ -147,6 +147,7 @@ def test_manifest_that_is_none_is_refused(tmp_path: Path) -> None:
 def test_interrupted_build_ends_with_130_leaves_no_process_and_goes_on_where_it_was(project: Project) -> None:
     process = _start(project, "candidate.null_slow.steps.convert.delay_s=60", "candidates=[null_slow]")
     _wait_for(process, "null_slow.convert: running")
+    _wait_for_worker(project)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=20)
     assert process.returncode == 130
@@ -160,6 +161,7 @@ def test_interrupted_build_ends_with_130_leaves_no_process_and_goes_on_where_it_
 def test_killed_build_takes_its_workers_along_and_the_next_one_succeeds(project: Project) -> None:
     process = _start(project, "candidate.null_slow.steps.convert.delay_s=60", "candidates=[null_slow]")
     _wait_for(process, "null_slow.convert: running")
+    _wait_for_worker(project)
     process.kill()
     process.wait(timeout=20)
     deadline = time.monotonic() + 10
@@ -174,9 +176,7 @@ def test_killed_build_takes_its_workers_along_and_the_next_one_succeeds(project:
 def test_killed_worker_is_named_with_its_signal(project: Project) -> None:
     process = _start(project, "candidate.null_slow.steps.convert.delay_s=60", "candidates=[null_slow]")
     _wait_for(process, "null_slow.convert: running")
-    deadline = time.monotonic() + 10
-    while not _workers(project) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    _wait_for_worker(project)
     for pid in _workers(project):
         os.kill(pid, signal.SIGKILL)
     _, err = process.communicate(timeout=30)
@@ -224,16 +224,23 @@ def _wait_for(process: subprocess.Popen[str], text: str) -> None:
     raise AssertionError(f"never said {text!r}")
 
 
+def _wait_for_worker(project: Project) -> None:
+    deadline = time.monotonic() + 10
+    while not _workers(project):
+        assert time.monotonic() < deadline, "no worker was started"
+        time.sleep(0.05)
+
+
 def _workers(project: Project) -> list[int]:
     """Processes that work in this project's store."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                line = (entry / "cmdline").read_bytes()
+                line, settings = (entry / "cmdline").read_bytes(), (entry / "environ").read_bytes()
             except OSError:
                 continue
-            if str(project.artifacts / ".store").encode() in line and b"compiler.worker" in line:
+            if str(project.artifacts / ".store").encode() in settings and b"compiler.worker" in line:
                 found.append(int(entry.name))
     return found
 

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 from compiler.conversion import PROBE, SIGNATURE, compare, judge, probe, probe_images
 from compiler.errors import ConfigError
-from compiler.runtime.pytorch import network, save
 from compiler.stage import Stage, write_json
 from compiler.stages._checkpoint import load_state, read_metadata
 from compiler.stages._onnx_files import save_onnx
@@ -54,6 +53,8 @@ class Export(Stage):
         import numpy as np
         import torch
 
+        from compiler.runtime.pytorch import save
+
         meta = read_meta(inputs["samples"])
         metadata = read_metadata(self.weights) if self.weights else {}
         torch.manual_seed(self.seed)
@@ -94,14 +95,8 @@ class Export(Stage):
             "claim": sentence,
             "demo": metadata.get("kind") == "demo",
         }
-        outputs, signature = probe(
-            out / "program.pt2",
-            "torch_export",
-            {},
-            base | {"inputs": [], "outputs": []},
-            inputs["samples"],
-            meta["layout"],
-        )
+        start = base | {"inputs": [], "outputs": []}
+        outputs, signature = probe(out / "program.pt2", "torch_export", {}, start, inputs["samples"], meta["layout"])
         signature["inputs"][0]["name"], signature["outputs"][0]["name"] = "input", "logits"
         from compiler.runtime.preprocess import encode
 
@@ -123,6 +118,8 @@ class Export(Stage):
         }
 
     def _network(self, data_classes: int) -> Any:
+        from compiler.runtime.pytorch import network
+
         if self.weights is None:
             return network(self.architecture, self.num_classes or data_classes)
         state = load_state(self.weights)
@@ -135,6 +132,8 @@ class Export(Stage):
     def _classes_of(self, state: Mapping[str, Any]) -> int | None:
         """As many classes as the checkpoint's tensor for the network's last parameter has rows."""
         import torch
+
+        from compiler.runtime.pytorch import network
 
         with torch.device("meta"):
             names = [name for name, _ in network(self.architecture, 1000).named_parameters()]
