@@ -116,7 +116,7 @@ def test_closure_covers_what_a_stage_imports_and_follows_a_users_own_module(
 ) -> None:
     memo = Memo(tmp_path / "memo.json")
     closure = source_closure(("compiler.stages.fuse",), memo)
-    assert {"compiler.stages.fuse", "compiler.conversion", "compiler.stages._onnx_files", "compiler.errors"} <= set(
+    assert {"compiler.stages.fuse", "compiler.conversion", "compiler.stages._model_files", "compiler.errors"} <= set(
         closure
     )
     assert not {"compiler.runner", "compiler.backends.tflite"} & set(closure)

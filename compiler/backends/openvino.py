@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -41,8 +42,17 @@ class Convert(Conversion):
                 fix="replace the operator, or choose candidates of another backend",
                 details=lines[:6],
             ) from error
+        _name_by_position(model)
         openvino.save_model(model, str(out / "model.xml"), compress_to_fp16=False)
         return {"operations": len(model.get_ops())}
+
+
+def _name_by_position(model: Any) -> None:
+    """Renames operations whose name is their type and a counter of the process, which differs from run to run."""
+    for position, operation in enumerate(model.get_ordered_ops()):
+        kind = operation.get_type_name()
+        if re.fullmatch(rf"{re.escape(kind)}_\d+", operation.get_friendly_name()):
+            operation.set_friendly_name(f"{kind}_at_{position}")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -87,6 +97,7 @@ class Quantize(Conversion):
             subset_size=len(images),
             fast_bias_correction=self.fast_bias_correction,
         )
+        _name_by_position(quantized)
         openvino.save_model(quantized, str(out / "model.xml"), compress_to_fp16=False)
         kinds = [op.get_type_name() for op in quantized.get_ops()]
         return {"fake_quantize_operations": kinds.count("FakeQuantize")}

@@ -30,8 +30,8 @@ class PytorchSession:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        self._classes = int(metadata["num_classes"])
-        self._shape = [int(n) for n in json.loads(metadata["input_shape"])]
+        facts = json.loads(metadata["network"])
+        self._classes, self._shape = int(facts["num_classes"]), [int(n) for n in facts["input_shape"]]
         self._module = network(architecture, self._classes)
         self._module.load_state_dict(state)
         self._module.eval()
@@ -79,7 +79,10 @@ def save(module: Any, shape: Sequence[int], classes: int, path: Path) -> None:
     from safetensors.torch import save_file
 
     state = {name: value.detach().clone().contiguous() for name, value in module.state_dict().items()}
-    save_file(state, path, metadata={"num_classes": str(classes), "input_shape": json.dumps(list(shape))})
+    facts = {"input_shape": list(shape), "num_classes": classes}
+    save_file(
+        state, path, metadata={"network": json.dumps(facts)}
+    )  # one entry: safetensors writes several in any order
 
 
 def open(path: Path, options: Mapping[str, Any]) -> PytorchSession:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +61,18 @@ def load_state(path: Path) -> dict[str, Any]:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The free-form strings in a safetensors header: what the weights were trained on, where that was recorded."""
+    """What weights were trained on, where the entry `training` of a safetensors header says so; else empty."""
     if path.suffix != ".safetensors":
         return {}
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
+            text = (file.metadata() or {}).get("training")
     except (SafetensorError, OSError, ValueError) as error:
         raise ConfigError(f"the checkpoint {path} is corrupt: {error}", fix="save or fetch it again") from None
+    try:
+        record = json.loads(text) if text else {}
+    except ValueError:
+        return {}  # somebody else's entry of that name
+    return {str(k): str(v) for k, v in record.items()} if isinstance(record, dict) else {}

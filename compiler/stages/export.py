@@ -11,7 +11,7 @@ from compiler.conversion import PROBE, SIGNATURE, compare, judge, probe, probe_i
 from compiler.errors import ConfigError
 from compiler.stage import Stage, write_json
 from compiler.stages._checkpoint import load_state, read_metadata
-from compiler.stages._onnx_files import save_onnx
+from compiler.stages._model_files import save_onnx, save_program
 from compiler.stages.samples import read_meta
 
 
@@ -77,9 +77,7 @@ class Export(Stage):
         save(model, shape, logits.shape[1], out / "module.safetensors")
         with torch.no_grad():
             program = torch.export.export(model, (example,))
-        for node in program.graph.nodes:
-            node.meta.pop("stack_trace", None)  # names the folder of the user's source
-        torch.export.save(program, out / "program.pt2")
+        save_program(program, out / "program.pt2")
         onnx_program = torch.onnx.export(
             program, (example,), dynamo=True, opset_version=self.opset, external_data=False, optimize=False,
             input_names=["input"], output_names=["logits"], verbose=False,

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from compiler.conversion import PROBE, SIGNATURE, compare, judge, probe
 from compiler.stage import Stage, write_json
-from compiler.stages._onnx_files import save_onnx
+from compiler.stages._model_files import save_onnx, save_program
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -115,9 +115,7 @@ def fold_program(source: Path, target: Path) -> dict[str, dict[str, int]]:
     assert example is not None
     with torch.no_grad():
         folded = torch.export.export(module, example[0])
-    for node in folded.graph.nodes:
-        node.meta.pop("stack_trace", None)
-    torch.export.save(folded, target)
+    save_program(folded, target)
     return {"before": before, "after": after}
 
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from compiler.conversion import Conversion
 from compiler.errors import ConfigError, unknown_name
 from compiler.stage import PREVIOUS
-from compiler.stages._onnx_files import save_onnx
+from compiler.stages._model_files import save_onnx
 from compiler.stages.calibrate import ranges
 
 SYMMETRIC = ("uint8_asymmetric", "int8_symmetric")

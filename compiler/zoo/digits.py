@@ -79,7 +79,7 @@ def train(out: Path, epochs: int, seed: int) -> dict[str, float]:
     }
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     out.parent.mkdir(parents=True, exist_ok=True)
-    save_file(state, out, metadata=metadata)
+    save_file(state, out, metadata={"training": json.dumps(metadata)})  # one entry: several come in any order
     return accuracy
 
 

@@ -1,4 +1,4 @@
-"""Saves ONNX without traces of the machine that made it."""
+"""Saves models without traces of the machine and the process that made them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,16 @@ from pathlib import Path
 from typing import Any
 
 PROTOBUF_LIMIT = (1 << 31) - (1 << 20)
+
+
+def save_program(program: Any, path: Path) -> None:
+    """Writes a torch.export.ExportedProgram: without stack traces (source paths) and node histories (addresses)."""
+    import torch
+
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)
+        node.meta.pop("from_node", None)
+    torch.export.save(program, path)
 
 
 def save_onnx(model: Any, path: Path) -> None:
