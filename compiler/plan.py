@@ -309,12 +309,12 @@ def explain(document: Mapping[str, Any], last: Mapping[str, Any] | None) -> str:
     if last is None:
         return "first run"
     for title, name in (("field", "fields"), ("tool", "tools")):
-        for key in sorted({*document[name], *last[name]}):
-            new, old = document[name].get(key), last[name].get(key)
-            if new != old:
-                if isinstance(new, dict) and "content" in new:
-                    return f"the content of {key} changed"
-                return f"{title} {key}: {_short(old)} -> {_short(new)}"
+        new, old = _leaves(document[name]), _leaves(last[name])
+        for key in sorted({*new, *old}):
+            if new.get(key) != old.get(key):
+                if key.endswith(".content") and key in new and key in old:
+                    return f"the content of {key.removesuffix('.content')} changed"
+                return f"{title} {key}: {_short(old.get(key))} -> {_short(new.get(key))}"
     for role in sorted({*document["inputs"], *last["inputs"]}):
         if document["inputs"].get(role) != last["inputs"].get(role):
             return f"input {role} changed"
@@ -325,6 +325,15 @@ def explain(document: Mapping[str, Any], last: Mapping[str, Any] | None) -> str:
         if document.get(name) != last.get(name):
             return f"{name} changed: {_short(last.get(name))} -> {_short(document.get(name))}"
     return "result missing or damaged"
+
+
+def _leaves(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted keys."""
+    if not isinstance(node, dict) or not node:
+        return {prefix: node}
+    return {
+        k: v for name, item in node.items() for k, v in _leaves(item, f"{prefix}.{name}" if prefix else name).items()
+    }
 
 
 def _short(value: object) -> str:

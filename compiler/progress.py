@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 PLAIN_INTERVAL_S = 15.0
+REFRESH_PER_SECOND = 2  # drawing must not disturb a measurement
 
 
 class PlainWatcher:
@@ -19,12 +20,17 @@ class PlainWatcher:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._last: dict[str, float] = {}
+        self._done = self._total = 0
 
     def __enter__(self) -> PlainWatcher:
         return self
 
     def __exit__(self, *_: object) -> None:
         return None
+
+    def planned(self, count: int) -> None:
+        """More steps are needed."""
+        self._total += count
 
     def started(self, step: str, why: str) -> None:
         """A step begins."""
@@ -39,12 +45,11 @@ class PlainWatcher:
             self.note(f"{step}: {done} of {total} {what}")
 
     def ended(self, step: str, status: str, seconds: float) -> None:
-        """A step has ended."""
-        self.note(
-            f"{step}: {'done' if status == 'executed' else status} in {seconds:.1f} s"
-            if status == "executed"
-            else f"{step}: {status}"
-        )
+        """A step has ended. Reused ones are counted and not listed."""
+        self._done += 1
+        if status != "reused":
+            what = f"done in {seconds:.1f} s" if status == "executed" else status
+            self.note(f"{step}: {what} ({self._done} of {self._total} steps)")
 
     def note(self, text: str) -> None:
         """A line of its own."""
@@ -60,8 +65,11 @@ class LiveWatcher:
         self._progress = Progress(
             SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=20),
             TextColumn("{task.fields[what]}"), TimeElapsedColumn(), console=console, transient=True,
+            refresh_per_second=REFRESH_PER_SECOND,
         )  # fmt: skip
         self._tasks: dict[str, TaskID] = {}
+        self._all = self._progress.add_task("build", total=0, what="")
+        self._total = self._done = 0
 
     def __enter__(self) -> LiveWatcher:
         self._progress.start()
@@ -69,6 +77,11 @@ class LiveWatcher:
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
+
+    def planned(self, count: int) -> None:
+        """More steps are needed."""
+        self._total += count
+        self._show_all()
 
     def started(self, step: str, why: str) -> None:
         """A step begins."""
@@ -80,12 +93,20 @@ class LiveWatcher:
             self._progress.update(self._tasks[step], completed=done, total=total, what=what)
 
     def ended(self, step: str, status: str, seconds: float) -> None:
-        """A step has ended."""
+        """A step has ended. Reused ones are counted and not listed."""
+        self._done += 1
+        self._show_all()
+        if status == "reused":
+            return
         task = self._tasks.pop(step, None)
         if task is not None:
             self._progress.remove_task(task)
         mark = "[green]done[/]" if status == "executed" else f"[red]{status}[/]"
         self._progress.console.print(f"{mark} {step} [dim]{seconds:.1f} s[/]", highlight=False)
+
+    def _show_all(self) -> None:
+        what = f"{self._done} of {self._total} steps"
+        self._progress.update(self._all, completed=self._done, total=self._total, what=what)
 
     def note(self, text: str) -> None:
         """A line of its own."""

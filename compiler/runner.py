@@ -30,6 +30,9 @@ MAX_JOBS = 4
 class Watcher(Protocol):
     """Who is told what the build does."""
 
+    def planned(self, count: int) -> None:
+        """So many more steps are needed; each will be reported as ended."""
+
     def started(self, step: str, why: str) -> None:
         """A step begins to run."""
 
@@ -174,6 +177,7 @@ class Runner:
         """Makes the results of `names` and of all they need, independent steps at the same time."""
         outcome = self._outcome
         pending = [n for n in self._plan.ancestors(names) if n not in outcome.results and n not in outcome.failures]
+        self._watcher.planned(len(pending))
         running: dict[Future[Result], str] = {}
         with self._pool() as pool:
             while pending or running:
@@ -213,6 +217,7 @@ class Runner:
             lost = [role for role, source in step.inputs.items() if source in outcome.failures]
             if any(role not in step.optional for role in lost):
                 pending.remove(name)
+                self._watcher.ended(name, "left out", 0.0)
                 outcome.failures[name] = StepError(f"{name} was not run: the step before it failed")
                 continue
             sources = {role: source for role, source in step.inputs.items() if role not in lost}
@@ -227,6 +232,7 @@ class Runner:
                 self._dismiss(name)
                 outcome.results[name] = known
                 self._record(step, known, "reused", "same key")
+                self._watcher.ended(name, "reused", 0.0)
                 self._store_last(step, document)
             elif len(running) < self._jobs and not measuring and not (step.stage.measures and running):
                 pending.remove(name)
@@ -281,6 +287,7 @@ class Runner:
             known = self._store.lookup(key)
             if known is not None:  # another build made it while we waited
                 self._record(step, known, "reused", "made by another build")
+                self._watcher.ended(step.name, "reused", 0.0)
                 return known
             inputs = {}
             for role, source in sources.items():
@@ -323,6 +330,7 @@ class Runner:
             interpreter=self._keys.python(step) or sys.executable,
             time_limit_s=min(self._plan.config.executor.time_limit_s, step.stage.time_limit_s),
             threads=self._cores,
+            measures=step.stage.measures,
         )
         try:
             seconds = worker.run(
