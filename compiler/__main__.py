@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
+import signal
 import sys
 import traceback
 
-from compiler.errors import CompilerError, InterruptedBuild, unknown_name
+from compiler.errors import CompilerError, InterruptedBuild, MissingToolError, unknown_name
 
 VERBS = {
     "build": "the artifact for a target and a model (meant when no verb is given)",
@@ -17,30 +19,59 @@ VERBS = {
     "run": "inference with a built artifact",
     "verify": "every file of an artifact against its manifest",
 }
+BUILD_PACKAGES = ("hydra", "omegaconf", "rich", "numpy", "yaml")
 HYDRA_FLAGS = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--package", "-p", "--shell-completion", "-sc")
 
 
 def main() -> int:
     """Runs the command line's verb; returns the exit code of the contract."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
     arguments = sys.argv[1:]
     try:
-        return _dispatch(arguments)
+        code = _dispatch(arguments)
+        sys.stdout.flush()
+        return code
     except CompilerError as error:
-        from compiler.commands.arguments import print_error
-
-        print_error(error)
-        return error.exit_code
+        return _report(error)
     except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
-        return InterruptedBuild.exit_code
+        return _report(InterruptedBuild("interrupted", fix="run the same command again"))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in BUILD_PACKAGES:
+            return _bug()
+        return _report(
+            MissingToolError(
+                f"this needs the Python package {error.name!r}, which is not installed",
+                fix="pip install 'target-model-compiler[build]' (in a checkout: make setup)",
+            )
+        )
     except Exception:
-        traceback.print_exc()
-        print("try: report this with the lines above; it is a bug in the compiler, not in your input", file=sys.stderr)
-        print("error: internal error", file=sys.stderr)
-        return 1
+        return _bug()
+
+
+def _report(error: CompilerError) -> int:
+    from compiler.commands.arguments import print_error
+
+    with contextlib.suppress(OSError):
+        print_error(error)
+    return error.exit_code
+
+
+def _bug() -> int:
+    traceback.print_exc()
+    print("try: report this with the lines above; it is a bug in the compiler, not in your input", file=sys.stderr)
+    print("error: internal error", file=sys.stderr)
+    return 1
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    """The first signal ends the build; further ones would only disturb its clean end."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -69,7 +100,8 @@ def _hydra(arguments: list[str]) -> int:
     """Hydra's own flags, answered by Hydra itself."""
     import hydra
 
-    from compiler.config import conf_dir, register_resolvers
+    from compiler.config import register_resolvers
+    from compiler.overrides import conf_dir
 
     register_resolvers()
     sys.argv = [sys.argv[0], "hydra.output_subdir=null", "hydra.run.dir=.", *arguments]
@@ -86,7 +118,7 @@ def _hydra(arguments: list[str]) -> int:
 
 
 def _help() -> str:
-    from compiler.config import options
+    from compiler.overrides import options
 
     lines = [__doc__ or "", "", "verbs (each has --help):"]
     lines += [f"  {name:<8} {text}" for name, text in VERBS.items()]

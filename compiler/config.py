@@ -7,160 +7,17 @@ Hydra and OmegaConf are imported inside the functions that need them: `show`, `r
 from __future__ import annotations
 
 import dataclasses
-import functools
+import math
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from compiler.errors import ConfigError, did_you_mean, unknown_name
+from compiler.overrides import check_override, conf_dir, expand_models, options, quoted
+from compiler.schema import Budget, Candidate, Config
 
-GROUPS = ("target", "model", "data", "budget", "pipeline")
 OBJECTIVES = ("latency", "size")
-TORCHVISION = "torchvision"
-
-
-@dataclass
-class Match:
-    """How to tell on a host that it is the target; what is null is not asked for."""
-
-    cpu_model: str | None = None
-    """Regular expression found in the CPU's model name."""
-
-
-@dataclass
-class Target:
-    """The hardware an artifact is for."""
-
-    name: str
-    description: str = ""
-    arch: str = "x86_64"
-    isa: list[str] = field(default_factory=list)
-    """CPU features that may be relied on, in /proc/cpuinfo's spelling."""
-    cores: int = 1
-    memory_mb: int = 1024
-    threads: int = 1
-    match: Match = field(default_factory=Match)
-    candidates: list[str] = field(default_factory=list)
-
-
-@dataclass
-class Model:
-    """Where the network comes from."""
-
-    name: str
-    architecture: str
-    weights: str | None = None
-    sha256: str | None = None
-    num_classes: int | None = None
-
-
-@dataclass
-class Splits:
-    """Samples per split; null takes the rest."""
-
-    train: int | None = 0
-    calibration: int | None = 100
-    selection: int | None = 100
-    report: int | None = None
-
-
-@dataclass
-class Data:
-    """Where the samples come from and how they become the network's input."""
-
-    dataset: str
-    root: str | None = None
-    classes: str | None = None
-    num_classes: int | None = None
-    resize: int = 256
-    crop: int = 224
-    mean: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
-    std: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
-    layout: str = "NCHW"
-    splits: Splits = field(default_factory=Splits)
-    split_seed: int = 0
-
-
-@dataclass
-class Budget:
-    """What an artifact must meet; null is not asked for."""
-
-    latency_p95_ms: float | None = None
-    accuracy_drop: float | None = None
-    accuracy_min: float | None = None
-    accuracy_gate: str = "point"
-    size_mb: float | None = None
-    peak_memory_mb: float | None = None
-
-
-@dataclass
-class Executor:
-    """How steps are run."""
-
-    jobs: int = 0
-    time_limit_s: float = 3600.0
-
-
-@dataclass
-class Toolchain:
-    """An environment of its own for steps that cannot live in ours."""
-
-    python: str
-
-
-@dataclass
-class Candidate:
-    """A backend at a precision with a quantization recipe: a chain of steps behind a step of the pipeline."""
-
-    backend: str
-    """Module in `compiler.backends` (or a dotted module of your own) whose stages the steps may name."""
-    precision: str
-    artifact: str
-    """File that is opened, in the result of the last step."""
-    after: str = "fuse"
-    runtime: str | None = None
-    """Module in `compiler.runtime`, or a dotted one; null: named like the backend."""
-    options: dict[str, Any] = field(default_factory=dict)
-    """What the runtime is told besides the number of threads."""
-    steps: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """In order; each takes the result of the one before."""
-
-
-@dataclass
-class Config:
-    """The whole of a build's configuration."""
-
-    target: Target
-    model: Model
-    data: Data
-    budget: Budget
-    candidates: list[str]
-    baseline: str
-    steps: dict[str, Any]
-    candidate: dict[str, Candidate] = field(default_factory=dict)
-    objective: str = "latency"
-    evaluate: str = "on_demand"
-    seed: int = 0
-    strict: bool = False
-    artifacts_dir: str = "artifacts"
-    executor: Executor = field(default_factory=Executor)
-    toolchains: dict[str, Toolchain] = field(default_factory=dict)
-
-
-@functools.cache
-def conf_dir() -> Path:
-    """The project's own YAML: inside an installed package, beside it in a checkout."""
-    package = Path(__file__).resolve().parent
-    inside = package / "conf"
-    return inside if inside.is_dir() else package.parent / "conf"
-
-
-def options(group: str, config_dirs: Sequence[Path] = ()) -> list[str]:
-    """Names of a group's YAML files, the user's own included."""
-    names = {path.stem for folder in (conf_dir(), *config_dirs) for path in (folder / group).glob("*.yaml")}
-    return sorted(names)
 
 
 def compose(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> Config:
@@ -170,7 +27,7 @@ def compose(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> Confi
         ConfigError: an unknown name or key, a wrong type, a missing value; with the nearest known name.
     """
     _check_config_dirs(config_dirs)
-    overrides = [_check_override(o, config_dirs) for o in _expand_models(overrides, config_dirs)]
+    overrides = [check_override(o, config_dirs) for o in expand_models(overrides, config_dirs)]
     if not any(o.startswith("target=") for o in overrides):
         raise ConfigError(
             "no target is named", fix=f"add target=NAME; known: {', '.join(options('target', config_dirs))}"
@@ -186,7 +43,7 @@ def expand_sweep(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> 
     from hydra.errors import HydraException
 
     try:
-        parsed = OverridesParser.create().parse_overrides(_expand_models(overrides, config_dirs))
+        parsed = OverridesParser.create().parse_overrides(expand_models(overrides, config_dirs))
         batches = BasicSweeper.split_arguments(parsed, max_batch_size=None)
     except HydraException as error:
         raise _translated(error) from error
@@ -194,6 +51,7 @@ def expand_sweep(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> 
 
 
 def _hydra_compose(overrides: Sequence[str], config_dirs: Sequence[Path]) -> Any:
+    import yaml
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -201,17 +59,20 @@ def _hydra_compose(overrides: Sequence[str], config_dirs: Sequence[Path]) -> Any
     from omegaconf.errors import OmegaConfBaseException
 
     register_resolvers()
-    extra = (
-        [f"hydra.searchpath=[{','.join(f'file://{folder.resolve()}' for folder in config_dirs)}]"]
-        if config_dirs
-        else []
-    )
+    folders = ",".join(quoted(f"file://{folder.resolve()}") for folder in config_dirs)
+    extra = [f"hydra.searchpath=[{folders}]"] if config_dirs else []
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
             return hydra_compose("config", overrides=[*overrides, *extra])
     except (HydraException, OmegaConfBaseException) as error:
         raise _translated(error) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise _unreadable(error, config_dirs) from None
+    except (ValueError, TypeError) as error:  # Hydra's own, for an override of a group by what is no name
+        raise ConfigError(
+            str(error), fix="a group takes the name of one of its files; set single keys as GROUP.KEY"
+        ) from error
 
 
 def _typed(raw: Any, config_dirs: Sequence[Path]) -> Config:
@@ -219,6 +80,7 @@ def _typed(raw: Any, config_dirs: Sequence[Path]) -> Config:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
+        _refuse_secrets(OmegaConf.to_container(raw, resolve=False))
         for key in _missing(OmegaConf.to_container(raw, resolve=False)):
             raise ConfigError(f"{key} has no value", fix=f"add {key}=VALUE")
         changes: Any = OmegaConf.to_container(raw.candidate)
@@ -239,6 +101,34 @@ def _typed(raw: Any, config_dirs: Sequence[Path]) -> Config:
     return config
 
 
+def _refuse_secrets(node: Any, key: str = "") -> None:
+    """The configuration goes into manifests, logs and keys as it is, so nothing may be read from the environment."""
+    if isinstance(node, dict):
+        for name, item in node.items():
+            _refuse_secrets(item, f"{key}.{name}" if key else str(name))
+    elif isinstance(node, list):
+        for item in node:
+            _refuse_secrets(item, key)
+    elif isinstance(node, str) and re.search(r"\$\{\s*oc\.env", node):
+        raise ConfigError(
+            f"{key} reads an environment variable", fix="manifests record the configuration: write the value out"
+        )
+
+
+def _unreadable(error: Exception, config_dirs: Sequence[Path]) -> ConfigError:
+    """Names the user's YAML file that cannot be read."""
+    import yaml
+
+    for folder in config_dirs:
+        for path in sorted(folder.rglob("*.yaml")):
+            try:
+                yaml.safe_load(path.read_text(encoding="utf-8"))
+            except (yaml.YAMLError, UnicodeDecodeError) as wrong:
+                first = " ".join(str(wrong).split())[:200]
+                return ConfigError(f"{path} is not plain YAML: {first}", fix="correct the file; tags are not allowed")
+    return ConfigError(f"a YAML file cannot be read: {error}", fix="correct it")
+
+
 def _missing(node: Any, prefix: str = "") -> list[str]:
     """Keys whose value is `???`. Looked for before the schema is merged, whose defaults would fill them silently."""
     if isinstance(node, dict):
@@ -250,9 +140,17 @@ def _missing(node: Any, prefix: str = "") -> list[str]:
 
 def _candidate(name: str, changes: dict[str, Any], config_dirs: Sequence[Path]) -> Any:
     """The candidate's file on its schema, with the command line's changes: no defaults list, so it costs little."""
+    import yaml
     from omegaconf import OmegaConf
 
-    own = OmegaConf.load(_candidate_file(name, config_dirs))
+    try:
+        own = OmegaConf.load(_candidate_file(name, config_dirs))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise _unreadable(error, config_dirs) from None
+    if not isinstance(changes, dict) or not isinstance(changes.get("steps", {}), dict):
+        raise ConfigError(
+            f"candidate.{name} is {changes!r}", fix=f"change single keys: candidate.{name}.steps.STEP.FIELD=VALUE"
+        )
     base = OmegaConf.merge(OmegaConf.structured(Candidate), own)
     for step in changes.get("steps", {}):
         if step not in base.steps:
@@ -277,6 +175,26 @@ def _check_values(config: Config) -> None:
     ):
         if value not in known:
             raise unknown_name(what, value, known)
+    for what, number, least in (
+        ("target.threads", config.target.threads, 1),
+        ("target.cores", config.target.cores, 1),
+        ("executor.jobs", config.executor.jobs, 0),
+        ("executor.time_limit_s", config.executor.time_limit_s, 0.001),
+        *((f"data.splits.{name}", size, 0) for name, size in dataclasses.asdict(config.data.splits).items()),
+        *((f"budget.{f.name}", getattr(config.budget, f.name), -math.inf) for f in dataclasses.fields(Budget)),
+    ):
+        if isinstance(number, int | float) and not (least <= number < math.inf and number > -math.inf):
+            raise ConfigError(
+                f"{what} is {number}", fix=f"give a number of at least {least}" if least >= 0 else "give a number"
+            )
+    if config.model.sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", config.model.sha256):
+        raise ConfigError(
+            f"model.sha256 {config.model.sha256!r} is no SHA-256", fix="it has 64 hexadecimal digits; see sha256sum"
+        )
+    if config.model.sha256 is not None and config.model.weights is None:
+        raise ConfigError("model.sha256 is given without model.weights", fix="name the file, or leave the digest out")
+    if not config.artifacts_dir.strip():
+        raise ConfigError("artifacts_dir is empty", fix="name a folder")
     if not config.candidates:
         raise ConfigError("the list of candidates is empty", fix="name some: candidates=[tflite_fp32]")
     for what, name in (("target.name", config.target.name), ("model.name", config.model.name)):
@@ -295,67 +213,6 @@ def _check_config_dirs(config_dirs: Sequence[Path]) -> None:
                     f"{path} has the name of one of the project's own files, which would hide it",
                     fix="rename your file, or override single keys on the command line",
                 )
-
-
-def _check_override(override: str, config_dirs: Sequence[Path]) -> str:
-    """Refuses unknown options and top-level keys with the nearest name.
-
-    Dotted keys are opened for values that no YAML file mentions: the schemas say what is known.
-    """
-    key, separator, value = override.partition("=")
-    if not separator and not override.startswith("~"):
-        raise ConfigError(
-            f"{override!r} is not KEY=VALUE", fix="for example target=rpi4; see --help for verbs and flags"
-        )
-    if key in GROUPS:
-        if not value:
-            raise ConfigError(f"{key}= has no value", fix=f"known: {', '.join(options(key, config_dirs))}")
-        if re.fullmatch(r"[\w./-]+", value) and value not in options(key, config_dirs):
-            raise _unknown_option(key, value, config_dirs)
-        return override
-    bare = key.lstrip("+~")
-    known = [f.name for f in dataclasses.fields(Config)]
-    if bare.partition(".")[0].partition("@")[0] not in (*known, "hydra"):
-        raise ConfigError(f"unknown key {bare!r}{did_you_mean(bare, known)}", fix=f"known: {', '.join(known)}")
-    return f"++{override}" if "." in key and bare == key and not key.startswith("hydra.") else override
-
-
-def _unknown_option(group: str, value: str, config_dirs: Sequence[Path]) -> ConfigError:
-    known = options(group, config_dirs)
-    if group != "model":
-        return unknown_name(group, value, known)
-    near = did_you_mean(value, [*known, *_torchvision_names()])
-    return ConfigError(
-        f"unknown model {value!r}{near}", fix=f"known: {', '.join(known)}, and every classifier of torchvision"
-    )
-
-
-def _expand_models(overrides: Iterable[str], config_dirs: Sequence[Path]) -> list[str]:
-    """`model=efficientnet_b0`, a name only torchvision knows, becomes the three overrides that it stands for."""
-    result = []
-    for override in overrides:
-        key, _, value = override.partition("=")
-        theirs = key == "model" and re.fullmatch(r"\w+", value) and value not in options("model", config_dirs)
-        if theirs and value in _torchvision_names():
-            result += [f"model={TORCHVISION}", f"model.name={value}"]
-        else:
-            result.append(override)
-    return result
-
-
-@functools.cache
-def _torchvision_names() -> tuple[str, ...]:
-    """Names of torchvision's classifiers, read from its source: importing it would take seconds."""
-    import importlib.util
-
-    spec = importlib.util.find_spec("torchvision")
-    if spec is None or not spec.submodule_search_locations:
-        return ()
-    folder = Path(spec.submodule_search_locations[0]) / "models"
-    found = set()
-    for path in folder.glob("*.py"):
-        found.update(re.findall(r"^@register_model\(\).*?^def (\w+)\(", path.read_text(), re.S | re.M))
-    return tuple(sorted(found))
 
 
 def register_resolvers() -> None:
@@ -393,6 +250,12 @@ def _translated(error: Exception) -> ConfigError:
     if "MissingMandatoryValue" in type(cause).__name__ or "Missing mandatory value" in text:
         name = full_key or first.rpartition(":")[2].strip()
         return ConfigError(f"{name} has no value", fix=f"add {name}=VALUE")
+    if "Ambiguous value for argument" in text:
+        return ConfigError(
+            f"{text.splitlines()[0].split(': ', 1)[-1]}: several values", fix="add --multirun to build each of them"
+        )
+    if "is not a ListConfig" in text or "ListConfig" in first:
+        return ConfigError(f"{full_key or 'the key'} takes a list", fix=f"write {full_key or 'KEY'}=[a,b]")
     where = f"{full_key}: " if full_key and full_key not in first else ""
     return ConfigError(f"{where}{first}", fix="check the override or the YAML file that sets it")
 

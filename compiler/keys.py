@@ -16,6 +16,7 @@ import os
 import platform
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,10 @@ class Memo:
         self._path = path
         self._changed = False
         try:
-            self._rows: dict[str, list[Any]] = json.loads(path.read_text())
+            rows = json.loads(path.read_text())
         except (OSError, ValueError):
-            self._rows = {}
+            rows = None
+        self._rows: dict[str, list[Any]] = rows if isinstance(rows, dict) else {}
 
     def get(self, kind: str, path: Path, compute: Any) -> Any:
         """What `compute(path)` gave when `path` last looked as it does now, else computes it."""
@@ -43,7 +45,7 @@ class Memo:
         seen = [info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino]
         name = f"{kind}:{path}"
         row = self._rows.get(name)
-        if row and row[0] == seen:
+        if isinstance(row, list) and len(row) == 2 and row[0] == seen:
             return row[1]
         value = compute(path)
         after = path.stat()
@@ -70,6 +72,11 @@ def content_digest(path: Path, memo: Memo) -> str:
     if path.is_dir():
         try:
             files = list_files(path)
+            [file.name.encode() for file in files]
+        except UnicodeEncodeError as error:
+            raise ConfigError(
+                f"{path} holds a file whose name is not UTF-8: {error.object!r}", fix="rename it"
+            ) from None
         except ValueError as error:
             raise ConfigError(
                 str(error), fix="a data folder holds regular files only; copy what links point to"
@@ -105,15 +112,23 @@ def source_closure(modules: tuple[str, ...], memo: Memo) -> dict[str, str]:
 
 
 def _first_party(name: str, importer: str) -> bool:
+    """Ours, or a user's: source that no installed distribution or standard library brings."""
     top = name.partition(".")[0]
-    if top == PACKAGE or top == importer.partition(".")[0]:
+    if top == PACKAGE:
         return True
     if importer.partition(".")[0] == PACKAGE or top in sys.stdlib_module_names:
         return False
-    own, other = _source_of(importer), _source_of(top)
-    return bool(
-        own and other and other.parent in (own.parent, own.parent.parent) and "site-packages" not in other.parts
-    )
+    found = _source_of(name) or _source_of(top)
+    return found is not None and is_users_own(found)
+
+
+@functools.cache
+def is_users_own(path: Path) -> bool:
+    """Whether a source file belongs neither to an installed distribution nor to Python itself."""
+    installed = {
+        Path(folder) for folder in (sysconfig.get_path(n) for n in ("stdlib", "platstdlib", "purelib", "platlib"))
+    }
+    return "site-packages" not in path.parts and not any(path.is_relative_to(folder) for folder in installed)
 
 
 @functools.cache
@@ -139,8 +154,12 @@ def _source_of(name: str) -> Path | None:
 def _imports(path: Path, module: str) -> list[str]:
     """Names of modules that the source at `path` imports anywhere, functions included; attributes too, harmlessly."""
     names: set[str] = set()
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError) as error:
+        raise ConfigError(f"{path} is not valid Python: {error}", fix="correct the file") from None
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    for node in ast.walk(ast.parse(path.read_bytes())):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

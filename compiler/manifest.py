@@ -11,13 +11,15 @@ from typing import Any
 from compiler import __version__
 from compiler.canonical import plain
 from compiler.keys import tool_version
+from compiler.outcome import Outcome
 from compiler.plan import CandidatePlan, Plan, evaluation_name
-from compiler.runner import Outcome
 from compiler.runtime.verify import files_digest
 from compiler.selection import MEGABYTE
 
 SCHEMA_VERSION = 1
 HOST = "build-host"
+LEAST_CALLS = 100
+LEAST_ROUNDS = 3
 LATENCY_KEYS = (
     "p50",
     "p90",
@@ -113,10 +115,10 @@ def _verdicts(plan: Plan, outcome: Outcome) -> list[dict[str, Any]]:
     if not native:
         add("latency_p95_ms", bound, latency["p95_upper"], None, proxy)
     elif bound is not None:
-        stable = latency["stable"]
-        reason = (
-            "upper end of the 95 % interval of p95" if stable else f"unstable: {'; '.join(latency['unstable_reasons'])}"
-        )
+        short = latency["n"] < LEAST_CALLS or latency["rounds"] < LEAST_ROUNDS
+        fewer = latency["threads"] != plan.config.target.threads
+        stable = latency["stable"] and not short and not fewer
+        reason = "upper end of the 95 % interval of p95" if stable else _doubt(latency, short, fewer)
         add("latency_p95_ms", bound, latency["p95_upper"], latency["p95_upper"] <= bound if stable else None, reason)
     if budget.peak_memory_mb is not None:
         value = figures["peak_memory_mb"]
@@ -161,13 +163,22 @@ def _verdicts(plan: Plan, outcome: Outcome) -> list[dict[str, Any]]:
     return rows
 
 
+def _doubt(latency: dict[str, Any], short: bool, fewer: bool) -> str:
+    """Why a latency measured on the target proves nothing all the same."""
+    if fewer:
+        return f"measured with {latency['threads']} threads, not with the target's"
+    if short:
+        return f"{latency['n']} calls in {latency['rounds']} rounds; a proof needs {LEAST_CALLS} in {LEAST_ROUNDS}"
+    return f"unstable: {'; '.join(latency['unstable_reasons'])}"
+
+
 def _candidate(plan: Plan, outcome: Outcome, candidate: CandidatePlan, benchmark: dict[str, Any]) -> dict[str, Any]:
     row: dict[str, Any] = {
         "id": candidate.id,
         "backend": candidate.spec.backend,
         "runtime": candidate.runtime,
         "precision": candidate.spec.precision,
-        "options": {"threads": benchmark["protocol"]["threads"], "batch": 1, **candidate.spec.options},
+        "options": {"threads": plan.config.target.threads, "batch": 1, **candidate.spec.options},
         "steps": list(candidate.steps),
         "size_bytes": None, "latency_ms": None, "throughput_per_s": None, "peak_memory_mb": None, "speedup": None,
         "speedup_ci95": None, "load_ms": None, "first_call_ms": None, "accuracy": None, "fidelity": None,

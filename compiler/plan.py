@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from compiler import lookup
-from compiler.canonical import digest, encode, plain
-from compiler.config import Candidate, Config
-from compiler.errors import ConfigError, IntegrityError, did_you_mean, unknown_name
-from compiler.keys import Memo, content_digest, foreign_versions, interpreter, source_closure, tool_version
+from compiler.canonical import encode, plain
+from compiler.errors import ConfigError, MissingToolError, did_you_mean, unknown_name
+from compiler.keys import foreign_versions, tool_version
 from compiler.lookup import reference, stage_class
-from compiler.runtime.host import describe
+from compiler.runtime.names import DISTRIBUTIONS
+from compiler.schema import Candidate, Config
 from compiler.stage import CANDIDATES, PREVIOUS, Stage
 
 SPECIAL = ("stage", "inputs", "toolchain")
 SPLITS = ("selection", "report")
-KEY_VERSION = 1
+REQUIRED = ("samples", "benchmark", "evaluate", "select", "package")
 
 
 @dataclass(frozen=True)
@@ -79,6 +77,7 @@ def make_plan(config: Config) -> Plan:
     Raises:
         ConfigError: an unknown stage, field or step, with the nearest name.
     """
+    _check_shape(config)
     plan = Plan(config)
     structural: dict[str, str] = {}
     late = {name: spec for name, spec in config.steps.items() if _needs_candidates(name, spec)}
@@ -107,6 +106,25 @@ def make_plan(config: Config) -> Plan:
         else:
             _add(plan, structural, name, {**own_fields.get(name, {}), **dict(spec or {})}, None, None)
     return plan
+
+
+def _check_shape(config: Config) -> None:
+    """Refuses pipelines without the steps that every build ends with, and what is no mapping."""
+    for name in REQUIRED:
+        if name not in config.steps:
+            raise ConfigError(f"the pipeline has no step {name!r}", fix=f"every pipeline needs {', '.join(REQUIRED)}")
+    for name, spec in config.steps.items():
+        if spec is not None and not isinstance(spec, dict):
+            raise ConfigError(f"steps.{name} is {spec!r}", fix="it must map the stage's fields to values, or be {}")
+    for name, candidate in config.candidate.items():
+        runtime = candidate.runtime or candidate.backend
+        if "." not in runtime and runtime not in DISTRIBUTIONS:
+            raise unknown_name(f"runtime (candidate {name})", runtime, DISTRIBUTIONS)
+    if config.baseline in config.candidates:
+        raise ConfigError(
+            f"{config.baseline} is the baseline, which is measured anyway and never selected",
+            fix="leave it out of candidates",
+        )
 
 
 def _needs_candidates(name: str, spec: Mapping[str, Any] | None) -> bool:
@@ -223,119 +241,23 @@ def make_stage(cls: type[Stage], fields: Mapping[str, Any], step: str) -> Stage:
     return stage
 
 
-# -- keys --------------------------------------------------------------------------------------------------------------
+def check_tools(plan: Plan) -> None:
+    """Sees to it that what the steps call is installed, before any step runs.
 
-
-class KeyMaker:
-    """Makes key documents for the steps of one build."""
-
-    def __init__(self, config: Config, memo: Memo) -> None:
-        self._config = config
-        self._memo = memo
-        self._host: str | None = None
-
-    def document(self, step: Step, inputs: Mapping[str, str]) -> dict[str, Any]:
-        """What the step's key is the digest of. `inputs` maps roles to the digests of the results that fill them."""
-        tools = sorted(set(step.stage.used_tools()))
-        python = self.python(step)
-        if python is None:
-            versions = {name: tool_version(name) for name in tools}
-            runs_on = interpreter()
-        else:
-            versions, runs_on = foreign_versions(python, tuple(tools))
-        document: dict[str, Any] = {
-            "key_version": KEY_VERSION,
-            "stage": reference(type(step.stage)),
-            "fields": {f.name: self._field(step.stage, f.name) for f in dataclasses.fields(step.stage)},
-            "inputs": dict(sorted(inputs.items())),
-            "source": self.modules(step),
-            "tools": versions,
-            "interpreter": runs_on,
-        }
-        if step.stage.on_host:
-            self._host = self._host or describe()["fingerprint"]
-            document["host"] = self._host
-        return document
-
-    def modules(self, step: Step) -> dict[str, str]:
-        """The first-party modules behind a step and the digests of their source."""
-        roots = ("compiler.worker", type(step.stage).__module__, *step.stage.dynamic_modules())
-        return source_closure(roots, self._memo)
-
-    def python(self, step: Step) -> str | None:
-        """The interpreter of the step's toolchain, or None for ours."""
-        return self._config.toolchains[step.toolchain].python if step.toolchain else None
-
-    def save(self) -> None:
-        """Keeps what was read for the next run."""
-        self._memo.save()
-
-    def _field(self, stage: Stage, name: str) -> Any:
-        """A path counts by its content, everything else by its value."""
-        value = plain(getattr(stage, name))
-        if value is None or not is_path_field(type(stage), name):
-            return value
-        path = resolve_path(str(value))
-        found = content_digest(path, self._memo)
-        wanted = getattr(stage, "sha256", None) if name == "weights" else None
-        if wanted and wanted != found:
-            raise IntegrityError(
-                f"the checkpoint {path} has the SHA-256 {found}, the configuration says {wanted}",
-                fix="fetch the file again, or set model.sha256 to the digest of the file that you trust",
-            )
-        return {"content": found}
-
-
-def key_of(document: Mapping[str, Any]) -> str:
-    """The key of a step: the digest of its document."""
-    return digest(document)
-
-
-def is_path_field(cls: type[Stage], name: str) -> bool:
-    """Whether a field names something outside the store."""
-    hint = typing.get_type_hints(cls)[name]
-    return hint is Path or Path in typing.get_args(hint)
-
-
-def resolve_path(value: str) -> Path:
-    """Where a path of the configuration lies: `zoo://` is the project's own weights, else from the working folder."""
-    if value.startswith("zoo:/"):
-        return Path(__file__).resolve().parent / "zoo" / value.removeprefix("zoo:").lstrip("/")
-    return Path(value).expanduser().absolute()
-
-
-def explain(document: Mapping[str, Any], last: Mapping[str, Any] | None) -> str:
-    """One line: why a step with this key document runs, given the document it had last."""
-    if last is None:
-        return "first run"
-    for title, name in (("field", "fields"), ("tool", "tools")):
-        new, old = _leaves(document[name]), _leaves(last[name])
-        for key in sorted({*new, *old}):
-            if new.get(key) != old.get(key):
-                if key.endswith(".content") and key in new and key in old:
-                    return f"the content of {key.removesuffix('.content')} changed"
-                return f"{title} {key}: {_short(old.get(key))} -> {_short(new.get(key))}"
-    for role in sorted({*document["inputs"], *last["inputs"]}):
-        if document["inputs"].get(role) != last["inputs"].get(role):
-            return f"input {role} changed"
-    for module in sorted({*document["source"], *last["source"]}):
-        if document["source"].get(module) != last["source"].get(module):
-            return f"source of {module} changed"
-    for name in ("interpreter", "host", "stage", "key_version"):
-        if document.get(name) != last.get(name):
-            return f"{name} changed: {_short(last.get(name))} -> {_short(document.get(name))}"
-    return "result missing or damaged"
-
-
-def _leaves(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dotted keys."""
-    if not isinstance(node, dict) or not node:
-        return {prefix: node}
-    return {
-        k: v for name, item in node.items() for k, v in _leaves(item, f"{prefix}.{name}" if prefix else name).items()
-    }
-
-
-def _short(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    Raises:
+        MissingToolError: something lacks; the message names it and the line that installs it.
+    """
+    lacking: dict[str, str] = {}
+    for step in plan.steps.values():
+        if step.toolchain:
+            foreign_versions(plan.config.toolchains[step.toolchain].python, ())
+            continue
+        for tool in step.stage.used_tools():
+            if tool_version(tool) == "absent":
+                lacking.setdefault(tool, step.name)
+    if lacking:
+        named = ", ".join(f"{tool} (for {step})" for tool, step in sorted(lacking.items()))
+        raise MissingToolError(
+            f"not installed: {named}",
+            fix="pip install 'target-model-compiler[build]' (in a checkout: make setup), or leave those candidates out",
+        )

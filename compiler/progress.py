@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import time
@@ -9,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 PLAIN_INTERVAL_S = 15.0
 REFRESH_PER_SECOND = 2  # drawing must not disturb a measurement
@@ -53,7 +55,7 @@ class PlainWatcher:
 
     def note(self, text: str) -> None:
         """A line of its own."""
-        with self._lock:
+        with self._lock, contextlib.suppress(OSError):  # a reader that went away does not end a build
             print(text, file=sys.stderr, flush=True)
 
 
@@ -101,8 +103,8 @@ class LiveWatcher:
         task = self._tasks.pop(step, None)
         if task is not None:
             self._progress.remove_task(task)
-        mark = "[green]done[/]" if status == "executed" else f"[red]{status}[/]"
-        self._progress.console.print(f"{mark} {step} [dim]{seconds:.1f} s[/]", highlight=False)
+        line = Text("done", "green") if status == "executed" else Text(status, "red")
+        self._progress.console.print(line + Text(f" {step} ") + Text(f"{seconds:.1f} s", "dim"))
 
     def _show_all(self) -> None:
         what = f"{self._done} of {self._total} steps"

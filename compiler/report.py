@@ -23,9 +23,10 @@ NONE = "-"
 
 def print_manifest(manifest: dict[str, Any], folder: Path, console: Console | None = None) -> None:
     """Prints the candidates, the verdicts, what was selected and why, and where it lies."""
-    console = console or Console()
+    manifest = _printable(manifest)
+    console = console or Console(markup=False, emoji=False)
     if not console.is_terminal:  # a pipe has no width: never fold a table for it
-        console = Console(file=console.file, width=200, no_color=True, highlight=False)
+        console = Console(file=console.file, width=200, no_color=True, highlight=False, markup=False, emoji=False)
     host = manifest["measured_on"][0]
     proxy = not host["is_target"]
     table = Table(title=f"{manifest['model']} for {manifest['target']}", title_justify="left", pad_edge=False)
@@ -84,6 +85,15 @@ def print_manifest(manifest: dict[str, Any], folder: Path, console: Console | No
             )
 
 
+def _printable(value: Any) -> Any:
+    """A copy without control characters: a manifest is data and must not steer the terminal."""
+    if isinstance(value, dict):
+        return {name: _printable(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_printable(item) for item in value]
+    return "".join(c if c.isprintable() else "?" for c in value) if isinstance(value, str) else value
+
+
 def _speed(row: dict[str, Any]) -> tuple[float, str]:
     return (-row["speedup"] if row["speedup"] else 0.0, row["id"])
 
@@ -105,7 +115,7 @@ def _figures(row: dict[str, Any]) -> list[str]:
     if accuracy:
         ends = accuracy["drop_ci95"]
         cells += [
-            f"{accuracy['value']:.2f}",
+            f"{accuracy['value']:.2f}" + ("" if accuracy["split"] == "report" else " (selection)"),
             f"{accuracy['drop']:.2f}" + (f" ({ends[0]:.2f} to {ends[1]:.2f})" if ends else ""),
         ]
     else:

@@ -10,76 +10,21 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from compiler import launch
 from compiler.canonical import plain
 from compiler.conversion import SIGNATURE
-from compiler.errors import CompilerError, StepError
+from compiler.errors import CompilerError, ConfigError, StepError
+from compiler.identity import KeyMaker, explain, is_path_field, key_of, resolve_path
 from compiler.lookup import reference
-from compiler.plan import KeyMaker, Plan, Step, evaluation_name, explain, is_path_field, key_of, resolve_path
+from compiler.outcome import Outcome, StepRecord, Watcher
+from compiler.plan import Plan, Step, evaluation_name
 from compiler.selection import Evidence, demand
-from compiler.stage import read_facts
 from compiler.store import Result, Store, explain_os_errors
 
 MAX_JOBS = 4
-
-
-class Watcher(Protocol):
-    """Who is told what the build does."""
-
-    def planned(self, count: int) -> None:
-        """So many more steps are needed; each will be reported as ended."""
-
-    def started(self, step: str, why: str) -> None:
-        """A step begins to run."""
-
-    def progressed(self, step: str, done: int, total: int, what: str) -> None:
-        """A running step has got further."""
-
-    def ended(self, step: str, status: str, seconds: float) -> None:
-        """A step has ended."""
-
-    def note(self, text: str) -> None:
-        """Something else to say."""
-
-
-@dataclass(frozen=True)
-class StepRecord:
-    """What became of a step. `seconds` is how long its execution took, in an earlier build if it was reused."""
-
-    name: str
-    stage: str
-    key: str
-    status: str
-    seconds: float
-    outputs: tuple[str, ...]
-    why: str
-
-
-@dataclass
-class Outcome:
-    """All that a build found out."""
-
-    records: dict[str, StepRecord] = field(default_factory=dict)
-    results: dict[str, Result] = field(default_factory=dict)
-    failures: dict[str, CompilerError] = field(default_factory=dict)
-    """Failed step -> its error, for steps that only some candidates need."""
-    trained: bool = True
-    claim: str = ""
-    demo: bool = False
-    decision: dict[str, Any] = field(default_factory=dict)
-
-    def facts(self, step: str) -> dict[str, Any]:
-        """The facts of a finished step."""
-        return read_facts(self.results[step].path)
-
-    @property
-    def executed(self) -> int:
-        """How many steps ran."""
-        return sum(record.status == "executed" for record in self.records.values())
 
 
 class _Damaged(Exception):
@@ -137,7 +82,8 @@ class Runner:
     def _package(self) -> None:
         chosen = self._outcome.decision["selected"]
         if chosen is None:
-            raise StepError("no candidate could be measured", fix="see the failures above")
+            failed = [f"{name}: {why}" for name, why in self._outcome.facts("benchmark")["failed"].items()]
+            raise StepError("no candidate could be measured", fix="see the details above", details=failed)
         step = self._plan.steps["package"]
         candidate = self._plan.candidates[chosen]
         stage = dataclasses.replace(step.stage, artifact=candidate.spec.artifact)  # type: ignore[call-arg]
@@ -344,6 +290,12 @@ class Runner:
                 error.details.append(f"reproduce: {launch.reproduce_command(job, kept)}")
                 error.details.append(f"log: {kept / 'log.txt'}")
             raise
+        digests = {role: document["inputs"][role] for role in inputs}
+        if key_of(self._keys.document(step, digests)) != key:
+            raise ConfigError(
+                f"{step.name}: a file that the step reads was changed while it ran; its result was thrown away",
+                fix="run again once nothing writes to the inputs",
+            )
         return self._store.commit(key, document, worker.folder / "out", seconds)
 
     def _record(self, step: Step, result: Result, status: str, why: str) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 MEGABYTE = 1e6
+TIE = 0.05
 
 Facts = dict[str, Any]
 
@@ -39,17 +40,27 @@ def order(evidence: Evidence) -> list[str]:
     if evidence.objective == "size":
         return sorted(names, key=lambda n: (figures[n]["size_bytes"], -figures[n]["speedup"], n))
     rest = sorted(names, key=lambda n: (-figures[n]["speedup"], n))
-    result: list[str] = []
+    return [name for group in _groups(figures, rest) for name in group]
+
+
+def _groups(figures: Facts, names: list[str]) -> list[list[str]]:
+    """`names`, fastest first, in groups of those that the fastest of them cannot be told from, each by size."""
+    result = []
+    rest = list(names)
     while rest:
-        tied = [n for n in rest if _tied(figures, rest[0], n)]
-        tied.sort(key=lambda n: (figures[n]["size_bytes"], -figures[n]["speedup"], n))
-        result += tied
+        tied = [n for n in rest if n == rest[0] or _tied(figures, rest[0], n)]
+        result.append(sorted(tied, key=lambda n: (figures[n]["size_bytes"], -figures[n]["speedup"], n)))
         rest = [n for n in rest if n not in tied]
     return result
 
 
 def _tied(figures: Facts, first: str, second: str) -> bool:
-    """Whether two candidates' speed-ups cannot be told apart; without intervals only equal ones cannot."""
+    """Whether two candidates' speed-ups cannot be told apart: intervals overlap and the estimates are within 5 %.
+
+    Without intervals only equal ones cannot.
+    """
+    if figures[second]["speedup"] < (1 - TIE) * figures[first]["speedup"]:
+        return False
     a, b = (figures[name]["speedup_ci95"] or [figures[name]["speedup"]] * 2 for name in (first, second))
     return bool(a[0] <= b[1] and b[0] <= a[1])
 
@@ -197,7 +208,9 @@ def _why(evidence: Evidence, ranking: list[str], chosen: str | None, met: bool) 
         return f"{chosen} is the {best}; its accuracy is not known"
     figures = evidence.benchmark["candidates"]
     if evidence.objective == "latency":
-        tied = [n for n in ranking[rank + 1 :] if _tied(figures, chosen, n)]
+        fastest = sorted(ranking, key=lambda n: (-figures[n]["speedup"], n))
+        group_of = next(group for group in _groups(figures, fastest) if chosen in group)
+        tied = group_of[group_of.index(chosen) + 1 :]
         if tied:
             group = ", ".join([chosen, *tied])
             return (

@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,9 @@ from typing import Any
 
 from compiler.canonical import FileEntry, list_files, plain, tree_digest, tree_entries
 from compiler.errors import CompilerError, ConfigError, StepError
+
+GUARD = ".guard"
+GUARD_GRACE_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ class Store:
         """The key document that `step` had when it was last needed."""
         try:
             record: dict[str, Any] = json.loads((self.root / "last" / scope / f"{step}.json").read_text())
-            return record
+            return record if isinstance(record, dict) else None
         except (OSError, ValueError):
             return None
 
@@ -159,11 +163,14 @@ class Store:
         with explain_os_errors(self.root):
             base = self.root / "work"
             base.mkdir(parents=True, exist_ok=True)
-            folder = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-{name}-", dir=base))
-        try:
-            yield folder
-        finally:
-            remove_tree(folder)
+            folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=base))
+            guard = (folder / GUARD).open("w")
+        with guard:
+            fcntl.flock(guard, fcntl.LOCK_EX)
+            try:
+                yield folder
+            finally:
+                remove_tree(folder)
 
     def keep_failure(self, key: str, folder: Path) -> Path:
         """Moves a failed step's work folder to where its diagnosis stays; replaces an earlier one."""
@@ -186,20 +193,27 @@ class Store:
             yield
 
     def clean_leftovers(self) -> None:
-        """Removes work folders whose process is gone."""
+        """Removes work folders whose build is gone: nobody holds the lock inside, wherever the builder ran."""
         for folder in (self.root / "work").glob("*"):
-            pid = folder.name.split("-", 1)[0]
-            if pid.isdigit() and not Path("/proc", pid).exists():
-                remove_tree(folder)
+            try:
+                with (folder / GUARD).open("r+") as guard:
+                    fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    remove_tree(folder)
+            except BlockingIOError:
+                continue
+            except FileNotFoundError:  # between its making and its lock, or long dead
+                if time.time() - folder.stat().st_mtime > GUARD_GRACE_S:
+                    remove_tree(folder)
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
     def _read_action(self, key: str) -> dict[str, Any] | None:
         try:
             action: dict[str, Any] = json.loads((self.root / "actions" / key[:2] / f"{key}.json").read_text())
-        except (OSError, ValueError):
+            [FileEntry(**entry) for entry in action["files"]], str(action["object"]), float(action["seconds"])
+            return action if action["key"] == key else None
+        except (OSError, ValueError, TypeError, KeyError):
             return None
-        return action if action.get("key") == key else None
 
     def _verify(self, digest: str, path: Path, entries: tuple[FileEntry, ...]) -> bool:
         """Cheap where nothing about the files changed since they were last hashed, else hashes them."""

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from compiler.canonical import digest, file_digest, plain
-from compiler.config import Config
+from compiler.errors import ConfigError
 from compiler.keys import Memo
-from compiler.runner import Outcome
+from compiler.outcome import Outcome
 from compiler.runtime.verify import MANIFEST, read_manifest
+from compiler.schema import Config
 from compiler.store import Store, explain_os_errors, remove_tree, write_atomically
 
 LATEST = "latest"
@@ -28,6 +29,7 @@ def identity(config: Config, outcome: Outcome) -> str:
             "config": settings,
             "steps": {name: record.key for name, record in outcome.records.items()},
             "package": outcome.results["package"].digest,
+            "rules": [file_digest(Path(__file__).with_name(f"{n}.py")) for n in ("manifest", "selection")],
         }
     )
 
@@ -35,7 +37,10 @@ def identity(config: Config, outcome: Outcome) -> str:
 def find(artifacts: Path, store: Store, name: str, memo: Memo) -> Path | None:
     """The intact version whose identity is `name`, or None."""
     try:
-        folder = artifacts / (store.root / "versions" / name).read_text()
+        relative, wanted = (store.root / "versions" / name).read_text().split("\n")
+        folder = artifacts / relative
+        if memo.get("sha256", folder / MANIFEST, file_digest) != wanted:
+            return None
         _, manifest = read_manifest(folder)
         for file in manifest["files"]:
             if memo.get("sha256", folder / file["path"], file_digest) != file["sha256"]:
@@ -68,6 +73,7 @@ def write(artifacts: Path, store: Store, name: str, manifest: dict[str, Any], ou
                 (temporary / file["path"]).chmod(0o444)
             text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
             write_atomically(temporary / MANIFEST, text.encode())
+            (temporary / MANIFEST).chmod(0o444)
             for path in temporary.iterdir():
                 _fsync(path)
             temporary.chmod(0o755)
@@ -76,7 +82,8 @@ def write(artifacts: Path, store: Store, name: str, manifest: dict[str, Any], ou
             remove_tree(temporary)
             raise
         _fsync(home)
-        write_atomically(store.root / "versions" / name, str(version.relative_to(artifacts)).encode())
+        record = f"{version.relative_to(artifacts)}\n{file_digest(version / MANIFEST)}"
+        write_atomically(store.root / "versions" / name, record.encode())
         point_latest(version, manifest["status"])
     return version
 
@@ -86,6 +93,11 @@ def point_latest(version: Path, status: str) -> None:
     if status not in DELIVERABLE:
         return
     link = version.parent / LATEST
+    if link.exists() and not link.is_symlink():
+        raise ConfigError(
+            f"{link} is not the link that builds make, so it was left alone; the artifact is at {version}",
+            fix="move it away and run again",
+        )
     if link.is_symlink() and os.readlink(link) == version.name:  # noqa: PTH115
         return
     temporary = version.parent / f".{LATEST}-{os.getpid()}"

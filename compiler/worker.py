@@ -81,7 +81,8 @@ def main(argv: list[str]) -> int:
     except Exception as error:
         traceback.print_exc()
         what = "out of memory" if isinstance(error, MemoryError) else f"{type(error).__name__}: {_first_line(error)}"
-        answer = {"ok": False, **StepError(what, details=traceback.format_exc().splitlines()[-12:]).to_json()}
+        fix = "see the log and the command above; it may be a limit of the library that the step calls"
+        answer = {"ok": False, **StepError(what, fix=fix, details=traceback.format_exc().splitlines()[-12:]).to_json()}
         if isinstance(error, OSError) and error.errno is not None:
             answer["errno"] = error.errno
         code = StepError.exit_code
@@ -100,17 +101,29 @@ def _audit(allowed: list[str] | None) -> None:
     """A first-party module outside the step's key would let a change to it go unnoticed: that is a bug here."""
     if allowed is None:
         return
-    tops = {name.partition(".")[0] for name in allowed}
     stray = sorted(
         name
         for name, module in list(sys.modules.items())
-        if name.partition(".")[0] in tops and name not in allowed and getattr(module, "__file__", None)
+        if name not in allowed and name != "__main__" and _is_first_party(name, getattr(module, "__file__", None))
     )
     if stray:
         raise StepError(
             f"the step loaded modules that its key does not cover: {', '.join(stray)}",
             fix="name them in the stage's dynamic_modules()",
         )
+
+
+def _is_first_party(name: str, file: str | None) -> bool:
+    if not file or not file.endswith(".py"):
+        return False
+    if name.partition(".")[0] == "compiler":
+        return True
+    path = Path(file).resolve()
+    own = [Path(entry or ".").resolve() for entry in sys.path if "site-packages" not in entry]
+    standard = Path(os.__file__).resolve().parent
+    return (
+        "site-packages" not in path.parts and not path.is_relative_to(standard) and any(map(path.is_relative_to, own))
+    )
 
 
 def _first_line(error: BaseException) -> str:

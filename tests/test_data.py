@@ -115,7 +115,7 @@ def test_samples_write_each_split_with_its_labels_and_digest(tmp_path: Path) -> 
 def test_demo_weights_were_trained_on_the_split_that_the_data_file_names() -> None:
     from omegaconf import OmegaConf
 
-    from compiler.config import conf_dir
+    from compiler.overrides import conf_dir
     from compiler.zoo import digits
 
     data = OmegaConf.load(conf_dir() / "data/digits.yaml")

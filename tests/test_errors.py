@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Project, command, environment
+from conftest import CONF, ROOT, Project, command, environment
 
 
 @pytest.mark.parametrize(
@@ -137,11 +139,190 @@ def test_manifest_that_is_none_is_refused(tmp_path: Path) -> None:
     assert command("show", tmp_path).code == 2
     (tmp_path / "manifest.json").write_text("{")
     assert command("show", tmp_path).code == 6
-    (tmp_path / "manifest.json").write_text(
-        '{"files": [{"path": "../x", "size_bytes": 1, "sha256": "", "role": ""}], "candidates": [], "digest": ""}'
+
+
+HOSTILE = {
+    "escape": lambda m: m["files"][0].update(path="../x"),
+    "absolute": lambda m: m["files"][0].update(path="/etc/passwd"),
+    "surrogate": lambda m: m["files"][0].update(path="\ud800"),
+    "negative size": lambda m: m["files"][0].update(size_bytes=-1),
+    "no signature": lambda m: m.pop("signature"),
+    "unknown selected": lambda m: m.update(selected="nobody"),
+    "candidates": lambda m: m.update(candidates="x"),
+    "other schema": lambda m: m.update(schema_version=99),
+    "threads": lambda m: [c["options"].update(threads="abc") for c in m["candidates"]],
+    "runtime that is code": lambda m: [c.update(runtime="evil") for c in m["candidates"]],
+    "module that is code": lambda m: [c.update(runtime="evil.module") for c in m["candidates"]],
+    "architecture that is code": lambda m: [
+        c.update(runtime="pytorch", options={"threads": 1, "architecture": "evil:pwn"}) for c in m["candidates"]
+    ],
+    "stray option": lambda m: [c["options"].update(architecture="evil:pwn") for c in m["candidates"]],
+}  # fmt: skip
+
+
+def test_hostile_manifest_is_an_integrity_error_and_names_no_code_to_run(project: Project, tmp_path: Path) -> None:
+    folder = project.build().manifest_path.parent
+    good = json.loads((folder / "manifest.json").read_text())
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w')\ndef pwn(**_): pass\n")
+    (folder / "manifest.json").chmod(0o644)
+    for name, change in HOSTILE.items():
+        manifest = json.loads(json.dumps(good))
+        change(manifest)
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        done = command("run", folder, "--input", "x.npy", "--output", "y.npy", cwd=tmp_path)
+        assert done.code == 6, (name, done.err)
+        assert not (tmp_path / "canary").exists(), name
+    for text in ("[" * 200_000, '{"schema_version": NaN}', "\x00", "[]"):
+        (folder / "manifest.json").write_text(text)
+        assert command("verify", folder).code == 6
+        assert command("show", folder).code == 6
+
+
+def test_manifest_cannot_steer_the_terminal(project: Project) -> None:
+    path = project.build().manifest_path
+    manifest = json.loads(path.read_text())
+    manifest["selected_because"] = "\x1b]0;owned\x07 [/bold] [red]x"
+    path.chmod(0o644)
+    path.write_text(json.dumps(manifest))
+    shown = command("show", path.parent)
+    assert shown.code == 0 and "\x1b" not in shown.out and "[/bold] [red]x" in shown.out
+
+
+def test_tampered_manifest_is_not_taken_for_the_builds_result(project: Project) -> None:
+    first = project.build()
+    first.manifest_path.chmod(0o644)
+    first.manifest_path.write_text(
+        first.manifest_path.read_text().replace('"status": "pass"', '"status": "budget_failed"')
     )
-    done = command("verify", tmp_path)
-    assert done.code == 6 and "../x" in done.last_lines()[1]
+    second = project.build()
+    assert second.code == 0 and second.manifest_path != first.manifest_path and second.manifest["status"] == "pass"
+
+
+def test_input_that_changes_while_its_step_runs_leaves_nothing_behind(project: Project, tmp_path: Path) -> None:
+    weights = tmp_path / "w.bin"
+    weights.write_text("good")
+    slow = ["steps.export.delay_s=2", f"model.weights={weights}"]
+    process = _start(project, *slow)
+    _wait_for(process, "export: running")
+    weights.write_text("evil")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2 and "was changed while it ran" in err
+    weights.write_text("good")
+    assert "export" in project.build(*slow).executed
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["budget.size_mb=inf"], ["budget.accuracy_drop=nan"], ["executor.time_limit_s=0"], ["executor.jobs=-3"],
+        ["target.threads=0"], ["data.splits.report=-1"], ["artifacts_dir="], ["~steps.package"], ["steps.samples=4"],
+        ["candidate=3"], ["candidate.null_int8=3"], ["candidates=null_fp32"], ["target=nulltarget,rpi4"],
+        ["model.sha256=00"],
+        ["candidates=[null_baseline]"], ["candidate.null_fp32.runtime=nul"], ["steps.benchmark.rounds=0"],
+        ["candidate.null_fp32.options={token:${oc.env:HOME}}"], ["+foo=1"], ["model.weights=/no/such"],
+    ],
+)  # fmt: skip
+def test_senseless_value_is_a_usage_error_with_something_to_do(project: Project, overrides: list[str]) -> None:
+    done = project.build(*overrides)
+    fix, cause = done.last_lines()
+    assert done.code == 2, done.err
+    assert fix.startswith("try: ") and cause.startswith("error: ") and "Traceback" not in done.err
+
+
+@pytest.mark.parametrize(
+    "content", [b"name: [", b"\xff\xfe\x00", b"name: !!python/object/apply:os.system ['touch canary']"]
+)
+def test_users_yaml_that_is_none_is_named_and_runs_nothing(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target/mine.yaml").write_bytes(content)
+    done = command("plan", "--config-dir", tmp_path, "target=mine", cwd=tmp_path)
+    assert done.code == 2 and "mine.yaml" in done.last_lines()[1]
+    assert not (tmp_path / "canary").exists()
+
+
+def test_folders_with_spaces_commas_and_umlauts_work(tmp_path: Path) -> None:
+    folder = tmp_path / "a b, ü[c]"
+    conf = folder / "conf"
+    shutil.copytree(CONF, conf)
+    base = ["--config-dir", conf, "target=nulltarget", "model=nullmodel", f"artifacts_dir='{folder}/x'"]
+    done = command(*base)
+    assert done.code == 0, done.err
+    assert done.manifest_path.is_file() and str(folder) in done.out.split("Model:")[1]
+
+
+def test_multirun_goes_on_after_a_failed_job_and_ends_at_ctrl_c(project: Project) -> None:
+    done = project.build("--multirun", "budget.size_mb=inf,1")
+    assert done.code == 2 and "Status: pass" in done.out
+    process = _start(project, "--multirun", "candidate.null_slow.steps.convert.delay_s=60,0", "candidates=[null_slow]")
+    _wait_for(process, "null_slow.convert: running")
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130 and "[2/2]" not in err
+
+
+def test_json_of_a_build_that_fails_its_gate_is_still_printed(project: Project) -> None:
+    done = project.build("--json", "budget.size_mb=0.000001")
+    assert done.code == 3 and json.loads(done.out)["status"] == "budget_failed"
+    plain = project.build("budget.size_mb=0.000001")
+    assert plain.code == 3 and plain.manifest["status"] == "budget_failed"
+
+
+def test_reader_that_goes_away_does_not_end_the_build(project: Project) -> None:
+    line = shlex.join([sys.executable, "-m", "compiler", *map(str, project.base)])
+    subprocess.run(
+        ["bash", "-c", f"{line} 2>&1 | head -1"], cwd=ROOT, env=environment(), check=True, capture_output=True
+    )
+    deadline = time.monotonic() + 60
+    while not list(project.artifacts.glob("nullmodel/nulltarget/latest")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert list(project.artifacts.glob("nullmodel/nulltarget/latest"))
+
+
+def test_latest_that_is_no_link_is_left_alone_and_said(project: Project) -> None:
+    latest = project.artifacts / "nullmodel/nulltarget/latest"
+    latest.mkdir(parents=True)
+    done = project.build()
+    assert done.code == 2 and "left alone" in done.last_lines()[1] and latest.is_dir()
+
+
+def test_damaged_bookkeeping_is_no_error(project: Project) -> None:
+    project.build()
+    store = project.artifacts / ".store"
+    (store / "memo.json").write_text("[]")
+    for path in [*(store / "last").rglob("*.json"), *(store / "actions").rglob("*.json")]:
+        path.write_text("{}")
+    assert project.build().code == 0
+
+
+def test_missing_library_is_said_before_any_step_runs(project: Project, tmp_path: Path) -> None:
+    own = tmp_path / "mine"
+    own.mkdir()
+    (own / "lacking.py").write_text(
+        "import dataclasses\nfrom compiler.backends.null import Convert\n"
+        "@dataclasses.dataclass(kw_only=True)\nclass Twist(Convert):\n    tools = ('no-such-distribution',)\n"
+    )
+    conf = tmp_path / "conf"
+    shutil.copytree(CONF, conf)
+    (conf / "candidate/lacking.yaml").write_text(
+        "backend: mine.lacking\nruntime: 'null'\nprecision: fp32\nafter: export\n"
+        "artifact: model.npz\nsteps: {twist: {}}\n"
+    )
+    base = ["--config-dir", conf, *project.base[2:], "candidates=[lacking]"]
+    done = command(*base, cwd=tmp_path)
+    assert done.code == 4 and "no-such-distribution (for lacking.twist)" in done.last_lines()[1]
+    assert not project.artifacts.exists()
+
+
+def test_missing_build_packages_are_a_missing_tool_not_a_bug(tmp_path: Path) -> None:
+    script = (
+        "import sys; sys.modules['hydra'] = None; from compiler.__main__ import main; "
+        "sys.argv = ['c', 'target=rpi4']; sys.exit(main())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 4 and "'hydra" in done.stderr.strip().splitlines()[-1]
 
 
 def test_interrupted_build_ends_with_130_leaves_no_process_and_goes_on_where_it_was(project: Project) -> None:

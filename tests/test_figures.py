@@ -66,6 +66,16 @@ def test_candidates_that_cannot_be_told_apart_are_ranked_by_size() -> None:
     ]
 
 
+def test_reason_names_only_candidates_that_were_really_tied() -> None:
+    candidates = {"f": _figures(3.0, 5, 0.03), "b": _figures(3.05, 100, 0.03), "d": _figures(3.2, 10, 0.01)}
+    result = _run(_evidence(candidates), {"f": 9.0})
+    assert (result["selected"], "d" in result["reason"].split()) == ("b", False)
+
+
+def test_wide_interval_does_not_make_a_slow_candidate_one_of_the_fastest() -> None:
+    assert order(_evidence({"fast": _figures(1.0, 9, 0.02), "slow": _figures(2.7, 1, 0.9)})) == ["fast", "slow"]
+
+
 def test_size_objective_takes_the_smallest() -> None:
     assert order(_evidence({"a": _figures(1, 9), "b": _figures(9, 4)}, objective="size")) == ["b", "a"]
 

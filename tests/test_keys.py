@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from compiler import canonical
 from compiler.config import compose
 from compiler.errors import ConfigError
+from compiler.identity import KeyMaker, explain, key_of
 from compiler.keys import Memo, content_digest, source_closure
-from compiler.plan import KeyMaker, explain, key_of, make_plan
+from compiler.plan import make_plan
 from compiler.worker import build_stage
 
 SCALARS = (
@@ -121,9 +122,18 @@ def test_closure_covers_what_a_stage_imports_and_follows_a_users_own_module(
     )
     assert not {"compiler.runner", "compiler.backends.tflite"} & set(closure)
     monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "my_network_x.py").write_text("import my_blocks_x\n")
+    far = tmp_path / "far"
+    (tmp_path / "my_package_x").mkdir()
+    far.mkdir()
+    monkeypatch.syspath_prepend(str(far))
+    (tmp_path / "my_network_x.py").write_text(
+        "import my_blocks_x\nfrom my_package_x import width\nimport my_far_x, numpy\n"
+    )
     (tmp_path / "my_blocks_x.py").write_text("")
-    assert {"my_network_x", "my_blocks_x"} <= set(source_closure(("my_network_x",), memo))
+    (tmp_path / "my_package_x/__init__.py").write_text("width = 1\n")
+    (far / "my_far_x.py").write_text("")
+    found = set(source_closure(("my_network_x",), memo))
+    assert found == {"my_network_x", "my_blocks_x", "my_package_x", "my_far_x"}
 
 
 @given(st.integers(1, 9), st.floats(0.1, 2.0), st.sampled_from(["NCHW", "NHWC"]))

@@ -67,6 +67,7 @@ class Export(Stage):
 
     scale: float = 1.0
     trained: bool = True
+    delay_s: float = 0.0
     weights: Path | None = None
     sha256: str | None = None
 
@@ -80,6 +81,7 @@ class Export(Stage):
 
         import numpy as np
 
+        time.sleep(self.delay_s)
         meta = json.loads((inputs["samples"] / "meta.json").read_text())
         classes = len(meta["classes"])
         weight = np.zeros((8, 8, 3, classes), np.float32)

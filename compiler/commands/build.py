@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import json
-import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
 from compiler.commands.arguments import ConfigArguments, parse_config_arguments, print_error
-from compiler.config import Config, compose, expand_sweep
+from compiler.config import compose, expand_sweep
 from compiler.errors import CompilerError, GateError, InterruptedBuild, StepError
+from compiler.identity import KeyMaker
 from compiler.keys import Memo
-from compiler.plan import KeyMaker, make_plan
+from compiler.plan import check_tools, make_plan
+from compiler.schema import Config
 from compiler.store import Store
 
 SEVERITY = (0, 3, 2, 4, 6, 5, 1, 130)
@@ -24,54 +26,61 @@ SEVERITY = (0, 3, 2, 4, 6, 5, 1, 130)
 def run(arguments: list[str]) -> int:
     """Builds every job that the overrides ask for."""
     options = parse_config_arguments("build", __doc__ or "", arguments)
-    signal.signal(signal.SIGTERM, _interrupt)
     jobs = expand_sweep(options.overrides, options.config_dirs) if options.multirun else [options.overrides]
     worst = 0
     manifests = []
     for number, job in enumerate(jobs, 1):
         if options.multirun:
             print(f"[{number}/{len(jobs)}] {' '.join(job)}", file=sys.stderr)
-        try:
-            manifests.append(_build(job, options))
-            code = 0
-        except CompilerError as error:
-            if not options.multirun:
-                raise
+        manifest, error = _build(job, options)
+        if manifest is not None:
+            manifests.append(manifest)
+        if error is not None:
+            worst = max(worst, error.exit_code, key=SEVERITY.index)
+            if not options.multirun and not options.json:
+                raise error
             print_error(error)
-            code = error.exit_code
-        worst = max(worst, code, key=SEVERITY.index)
-    if options.json:
-        done = [m for m in manifests if m is not None]
-        print(json.dumps(done if options.multirun else done[0], indent=1))
+    if options.json and (manifests or options.multirun):
+        print(json.dumps(manifests if options.multirun else manifests[0], indent=1))
     return worst
 
 
-def _build(overrides: list[str], options: ConfigArguments) -> dict[str, Any] | None:
-    """One build; returns the manifest.
+def _build(overrides: list[str], options: ConfigArguments) -> tuple[dict[str, Any] | None, CompilerError | None]:
+    """One build: the manifest of what was built, and what went wrong; both where a gate failed.
 
     Raises:
-        GateError: built, but a gate failed (or is unproven under strict=true); the artifact is there all the same.
+        InterruptedBuild: the user ended it, and with it a multirun.
     """
-    config = compose(overrides, options.config_dirs)
-    artifacts = Path(config.artifacts_dir)
-    store = Store(artifacts.absolute() / ".store")
-    memo = Memo(store.root / "memo.json")
-    keys = KeyMaker(config, memo)
-    folder, manifest, executed, new = _run_steps(config, artifacts, store, memo, keys)
+    try:
+        config = compose(overrides, options.config_dirs)
+        artifacts = Path(config.artifacts_dir)
+        store = Store(artifacts.absolute() / ".store")
+        memo = Memo(store.root / "memo.json")
+        folder, manifest, executed, new = _run_steps(config, artifacts, store, memo, KeyMaker(config, memo))
+    except InterruptedBuild:
+        raise
+    except CompilerError as error:
+        return None, error
+    except Exception as error:
+        if not options.multirun:
+            raise
+        traceback.print_exc()
+        return None, CompilerError(f"internal error: {error}", fix="report this; it is a bug in the compiler")
     if not options.json:
-        from compiler.report import print_manifest
+        with contextlib.suppress(BrokenPipeError):  # who reads the table may stop reading; the artifact is there
+            _print(manifest, folder, executed, new)
+    return manifest, _gate(config, manifest, folder)
 
-        print_manifest(manifest, folder)
-        if not new:
-            print("Nothing to do: every result is in the store and this version was written before.")
-        elif not executed:
-            print("No step ran: every result was in the store.")
-    _gate(config, manifest, folder)
-    if not options.json:
-        print(folder / "manifest.json")
-    elif options.multirun:
-        return manifest
-    return manifest
+
+def _print(manifest: dict[str, Any], folder: Path, executed: int, new: bool) -> None:
+    from compiler.report import print_manifest
+
+    print_manifest(manifest, folder)
+    if not new:
+        print("Nothing to do: every result is in the store and this version was written before.")
+    elif not executed:
+        print("No step ran: every result was in the store.")
+    print(folder / "manifest.json", flush=True)
 
 
 def _run_steps(
@@ -83,9 +92,11 @@ def _run_steps(
     from compiler.runner import Runner
     from compiler.runtime.verify import MANIFEST
 
+    plan = make_plan(config)
+    keys.check_inputs(plan)
+    check_tools(plan)
     with contextlib.suppress(OSError):
         store.clean_leftovers()
-    plan = make_plan(config)
     try:
         with watcher() as watching:
             outcome = Runner(plan, store, keys, watching).run()
@@ -109,38 +120,33 @@ def _run_steps(
                 keys.save()
                 return artifacts / folder.relative_to(root), manifest, outcome.executed, True
     manifest = json.loads((known / MANIFEST).read_text())
-    with contextlib.suppress(OSError):
-        versions.point_latest(known, manifest["status"])
     keys.save()
     return artifacts / known.relative_to(root), manifest, outcome.executed, False
 
 
-def _gate(config: Config, manifest: dict[str, Any], folder: Path) -> None:
+def _gate(config: Config, manifest: dict[str, Any], folder: Path) -> CompilerError | None:
+    """What keeps the artifact from being delivered, if anything does."""
     failed = [v for v in manifest["verdicts"] if v["result"] == "fail"]
-    lost = [c for c in manifest["candidates"] if c["status"] == "failed"]
+    lost = [c["id"] for c in manifest["candidates"] if c["status"] == "failed"]
     where = f"the artifact is at {folder}"
     if failed:
         what = "; ".join(
             f"{v['metric']} {v['value']} against {v['bound']}" if v["bound"] is not None else v["reason"]
             for v in failed
         )
-        raise GateError(
+        return GateError(
             f"the budget is not met: {what}; nearest candidate: {manifest['selected']}",
             fix=f"{where}; relax the budget, add candidates, or build a smaller model",
         )
-    if config.strict:
-        open_ = [v for v in manifest["verdicts"] if v["result"] == "unproven"]
-        if lost:
-            raise StepError(
-                f"candidates failed under strict=true: {', '.join(c['id'] for c in lost)}",
-                fix=f"{where}; see their reasons: python -m compiler show {folder}",
-            )
-        if open_:
-            raise GateError(
-                f"unproven under strict=true: {', '.join(v['metric'] for v in open_)} ({open_[0]['reason']})",
-                fix=f"{where}; measure on the target itself",
-            )
-
-
-def _interrupt(_number: int, _frame: object) -> None:
-    raise KeyboardInterrupt
+    if not config.strict:
+        return None
+    unproven = [v for v in manifest["verdicts"] if v["result"] == "unproven"]
+    if lost:
+        see = f"see their reasons: python -m compiler show {folder}"
+        return StepError(f"candidates failed under strict=true: {', '.join(lost)}", fix=f"{where}; {see}")
+    if unproven:
+        return GateError(
+            f"unproven under strict=true: {', '.join(v['metric'] for v in unproven)} ({unproven[0]['reason']})",
+            fix=f"{where}; measure on the target itself",
+        )
+    return None

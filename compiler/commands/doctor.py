@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from compiler.commands.arguments import parse_config_arguments
-from compiler.config import compose, options
+from compiler.config import compose
+from compiler.errors import ConfigError
 from compiler.keys import tool_version
+from compiler.overrides import options
 from compiler.plan import make_plan
 from compiler.runtime import host
 
@@ -25,6 +27,8 @@ INSTALL = "pip install 'target-model-compiler[build]'"
 def run(arguments: list[str]) -> int:
     """Prints one line a check; exit 4 if something that is needed lacks."""
     given = parse_config_arguments("doctor", __doc__ or "", arguments)
+    if given.multirun:
+        raise ConfigError("doctor takes no --multirun", fix="name one target, or none to check all")
     named = any(o.startswith("target=") for o in given.overrides)
     targets = (
         [given.overrides]
@@ -39,7 +43,7 @@ def run(arguments: list[str]) -> int:
         plan = make_plan(config)
         tools.update(tool for step in plan.steps.values() for tool in step.stage.used_tools())
         t = config.target
-        native = host.is_target(machine, t.arch, t.isa, t.match.cpu_model)
+        native = host.is_target(machine, t.arch, t.isa, t.cores, t.memory_mb, t.match.cpu_model, t.match.this_host)
         checks.append({
             "check": f"target {t.name}", "ok": True, "needed": False,
             "says": NATIVE if native else PROXY,

@@ -8,8 +8,9 @@ from typing import Any
 
 from compiler.commands.arguments import parse_config_arguments
 from compiler.config import compose, expand_sweep
+from compiler.identity import KeyMaker, explain, key_of
 from compiler.keys import Memo
-from compiler.plan import KeyMaker, Plan, explain, key_of, make_plan
+from compiler.plan import Plan, make_plan
 from compiler.store import Result, Store
 
 KEY_CHARACTERS = 12
@@ -25,6 +26,7 @@ def run(arguments: list[str]) -> int:
         store = Store(Path(config.artifacts_dir).absolute() / ".store")
         keys = KeyMaker(config, Memo(store.root / "memo.json"))
         plan = make_plan(config)
+        keys.check_inputs(plan)
         plans.append({"model": config.model.name, "target": config.target.name, "steps": rows(plan, store, keys)})
         if store.root.is_dir():
             keys.save()

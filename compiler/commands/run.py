@@ -24,23 +24,25 @@ def run(arguments: list[str]) -> int:
         required=True,
         help=".npy: float32 logits (n, classes) for images, else the model's own output",
     )
+    options.add_argument("--runtime", action="append", default=[], metavar="MODULE", help="allow a runtime of your own")
     given = options.parse_args(arguments)
 
     import numpy as np
 
     from compiler.runtime import load
 
-    model = load(given.path)
+    model = load(given.path, runtimes=tuple(given.runtime))
     try:
         values = np.load(given.input, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"cannot read {given.input}: {error}", fix="give a .npy file of numbers (no pickled objects)"
-        ) from None
+    except (OSError, ValueError, EOFError) as error:
+        raise ConfigError(f"cannot read {given.input}: {error}", fix="give a .npy file of numbers") from None
+    if not isinstance(values, np.ndarray):
+        raise ConfigError(f"{given.input} is an archive of arrays", fix="give a .npy file with one array")
     images = values.dtype == np.uint8 and values.ndim == 4
     result = model.predict(values) if images else model.run_batch(values)[0]
     try:
-        np.save(given.output, result)
+        with given.output.open("wb") as stream:  # given a name, numpy would append .npy to it
+            np.save(stream, result)
     except OSError as error:
         raise ConfigError(f"cannot write {given.output}: {error.strerror}", fix="choose another place") from None
     print(f"{given.output}: {result.dtype} {tuple(result.shape)}")

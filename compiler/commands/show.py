@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from compiler.commands.arguments import parser
+from compiler.errors import IntegrityError
 from compiler.runtime.verify import read_manifest
 
 
@@ -21,5 +22,10 @@ def run(arguments: list[str]) -> int:
         return 0
     from compiler.report import print_manifest
 
-    print_manifest(manifest, folder)
+    try:
+        print_manifest(manifest, folder)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
+        raise IntegrityError(
+            f"{folder}/manifest.json is not a manifest ({error!r})"[:300], fix="fetch or build it again"
+        ) from None
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,8 @@ MAX_PIXELS = 100_000_000
 class ImageFolder:
     """See `compiler.data.source.Source`. Files are taken in sorted order; `classes` fixes the class order.
 
+    Pixels are taken as stored: like torchvision's ImageFolder, this does not apply EXIF rotation.
+
     Raises:
         ConfigError: no folder, no images, or a sub-folder that the list of classes does not name.
     """
@@ -28,6 +31,9 @@ class ImageFolder:
         self._geometry = geometry
         folders = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
         self.classes = _class_list(classes) if classes else folders
+        for name in folders:
+            if not name.isprintable():
+                raise ConfigError(f"the folder {name!r} cannot name a class", fix="rename it")
         index = {name: i for i, name in enumerate(self.classes)}
         for name in folders:
             if name not in index:
@@ -59,13 +65,18 @@ class ImageFolder:
         path = self._root / self.ids[index]
         Image.MAX_IMAGE_PIXELS = MAX_PIXELS
         try:
-            with Image.open(path) as opened:
-                picture = opened.convert("RGB")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            with warnings.catch_warnings(), Image.open(path) as opened:
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                deep = opened.mode.startswith("I")  # 16 bits, which Pillow would clip, not scale
+                eight = (np.asarray(opened) >> 8).clip(0, 255).astype(np.uint8) if deep else None
+                picture = (opened if eight is None else Image.fromarray(eight)).convert("RGB")
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Warning) as error:
             raise ConfigError(f"cannot read the image {path}: {error}", fix="repair or remove the file") from None
         side, crop = self._geometry.resize, self._geometry.crop
         if side and min(picture.size) != side:
             scale = side / min(picture.size)
+            if max(picture.size) * scale * side > MAX_PIXELS:
+                raise ConfigError(f"{path} is too long and thin to resize", fix="crop or remove the file")
             size = tuple(max(side, round(length * scale)) for length in picture.size)
             picture = picture.resize((size[0], size[1]), Image.Resampling.BILINEAR)
         width, height = picture.size
@@ -77,7 +88,11 @@ class ImageFolder:
 
 
 def _class_list(path: Path) -> list[str]:
-    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the list of classes {path}: {error}", fix="one name a line, in UTF-8") from None
+    names = [line.strip() for line in text.splitlines() if line.strip()]
     if not names or len(set(names)) != len(names):
         raise ConfigError(
             f"{path} is empty or names a class twice", fix="one class name a line, in the network's order"

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+LEAST_MEMORY_SHARE = 0.8  # a board sold with 4 GB shows its system less
 FINGERPRINTED = ("cpu_model", "isa", "cores", "memory_mb", "os", "kernel", "virtualized", "governor")
 
 
@@ -49,13 +50,26 @@ def describe() -> dict[str, Any]:
     return record | {"fingerprint": hashlib.sha256(text.encode()).hexdigest()[:16]}
 
 
-def is_target(host: Mapping[str, Any], arch: str, isa: list[str], cpu_model: str | None) -> bool:
-    """Whether `host` (from `describe`) is the machine a target's profile describes."""
+def is_target(
+    host: Mapping[str, Any],
+    arch: str,
+    isa: list[str],
+    cores: int,
+    memory_mb: int,
+    cpu_model: str | None,
+    this_host: bool,
+) -> bool:
+    """Whether `host` (from `describe`) is the machine a target's profile describes.
+
+    A profile that does not say how its CPU is called (`cpu_model`) matches nothing, unless it is `this_host`.
+    """
     has = set(profile()["isa"])
     return (
-        host["arch"] == arch
+        (this_host or (cpu_model is not None and re.search(cpu_model, str(host["cpu_model"])) is not None))
+        and host["arch"] == arch
         and all(feature in has for feature in isa)
-        and (cpu_model is None or re.search(cpu_model, str(host["cpu_model"])) is not None)
+        and int(host["cores"]) >= cores
+        and int(host["memory_mb"]) >= LEAST_MEMORY_SHARE * memory_mb
     )
 
 

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.errors import ConfigError
+from compiler.errors import ConfigError, IntegrityError
 from compiler.runtime import preprocess
 from compiler.runtime.host import profile
+from compiler.runtime.names import SHIPPED
 from compiler.runtime.session import Array, open_model
 from compiler.runtime.verify import read_manifest, verify
 
@@ -18,13 +19,13 @@ from compiler.runtime.verify import read_manifest, verify
 class Model:
     """An artifact that is ready to run. `manifest` is what is claimed about it."""
 
-    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, manifest: dict[str, Any], runtimes: tuple[str, ...] = ()) -> None:
         chosen = next(c for c in manifest["candidates"] if c["id"] == manifest["selected"])
         self.manifest = manifest
         self.labels: list[str] | None = manifest["labels"]
         self._signature = {**manifest["signature"], "preprocessing": manifest["preprocessing"]}
         file = next(f["path"] for f in manifest["files"] if f["role"] == "model")
-        options = dict(chosen["options"])
+        options = _allowed_options(chosen, runtimes)
         # tuned on another machine perhaps: never more threads than there are cores here
         options["threads"] = max(1, min(int(options.get("threads", 1)), profile()["cores"]))
         self._session = open_model(chosen["runtime"], folder / file, options)
@@ -68,8 +69,28 @@ class Model:
         return preprocess.decode(outputs[0], self._signature["outputs"][0])
 
 
-def load(path: str | Path) -> Model:
+def _allowed_options(chosen: dict[str, Any], runtimes: tuple[str, ...]) -> dict[str, Any]:
+    """A manifest is data: it may choose among our runtimes and their settings, and never name code to be imported."""
+    runtime, options = str(chosen["runtime"]), dict(chosen["options"])
+    if runtime in runtimes:
+        return options
+    if runtime not in SHIPPED:
+        raise IntegrityError(
+            f"the manifest names the runtime {runtime!r}, which is not one that artifacts may ask for",
+            fix=f"only you can allow one of your own: load(path, runtimes=({runtime!r},)), or --runtime {runtime}",
+        )
+    stray = sorted(set(options) - SHIPPED[runtime])
+    if stray:
+        raise IntegrityError(
+            f"the manifest gives the runtime {runtime} the option {stray[0]!r}", fix="do not use this artifact"
+        )
+    return options
+
+
+def load(path: str | Path, runtimes: tuple[str, ...] = ()) -> Model:
     """Opens the artifact at `path` (a version's folder, or `.../latest`) after verifying every file.
+
+    `runtimes` names modules of your own that the manifest may ask for besides the project's.
 
     Raises:
         IntegrityError: something does not match the manifest.
@@ -80,4 +101,4 @@ def load(path: str | Path) -> Model:
     manifest = verify(folder)
     if not manifest.get("selected"):
         raise ConfigError(f"{path} has no selected candidate", fix="see its verdicts: python -m compiler show PATH")
-    return Model(folder, manifest)
+    return Model(folder, manifest, runtimes)

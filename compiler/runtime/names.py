@@ -16,6 +16,15 @@ DISTRIBUTIONS = {
 }
 
 
+SHIPPED = {
+    "null": frozenset({"threads", "batch"}),
+    "onnxruntime": frozenset({"threads", "batch"}),
+    "openvino": frozenset({"threads", "batch", "INFERENCE_PRECISION_HINT"}),
+    "tflite": frozenset({"threads", "batch"}),
+}
+"""Runtimes that an artifact's manifest may name, and the options it may give them: none of them can name code."""
+
+
 def module_of(runtime: str) -> str:
     """The module behind a runtime's name: one beside this, or a dotted name as it is."""
     return runtime if "." in runtime else f"compiler.runtime.{runtime}"

@@ -32,6 +32,12 @@ class OpenvinoSession:
                 "PERFORMANCE_HINT": "LATENCY",
             },
         )
+        executed = self._model.get_property("INFERENCE_PRECISION_HINT").to_string()
+        if executed != precision:
+            raise ConfigError(
+                f"OpenVINO executes this model in {executed} here, not in {precision}",
+                fix="this CPU lacks the precision: take another candidate",
+            )
         self._request = self._model.create_infer_request()
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:

@@ -59,12 +59,23 @@ def network(architecture: str, classes: int) -> Any:
         module, _, name = architecture.partition(":")
         try:
             factory = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError) as error:
+        except (ImportError, AttributeError, SyntaxError, ValueError) as error:
             raise ConfigError(
                 f"model.architecture {architecture!r} cannot be loaded: {error}",
                 fix="name it package.module:function, importable from the working folder",
             ) from error
-        return factory(num_classes=classes)
+        try:
+            module_ = factory(num_classes=classes)
+        except Exception as error:
+            raise ConfigError(
+                f"{architecture}(num_classes={classes}) failed: {type(error).__name__}: {error}",
+                fix="it must take num_classes and return a torch.nn.Module",
+            ) from error
+        if not hasattr(module_, "named_parameters"):
+            raise ConfigError(
+                f"{architecture} returned {type(module_).__name__}", fix="it must return a torch.nn.Module"
+            )
+        return module_
     import torchvision
 
     known = torchvision.models.list_models(module=torchvision.models)

@@ -10,6 +10,7 @@ from compiler.canonical import digest, file_digest, list_files
 from compiler.errors import ConfigError, IntegrityError
 
 MANIFEST = "manifest.json"
+SCHEMA_VERSION = 1
 MAX_MANIFEST_BYTES = 16 << 20
 
 
@@ -27,13 +28,14 @@ def read_manifest(path: Path) -> tuple[Path, dict[str, Any]]:
     if file.stat().st_size > MAX_MANIFEST_BYTES:
         raise IntegrityError(f"{file} is larger than a manifest may be", fix="fetch or build the artifact again")
     try:
-        manifest = json.loads(file.read_bytes())
-        names = [(f["path"], f["size_bytes"], f["sha256"], f["role"]) for f in manifest["files"]]
-        manifest["candidates"], manifest["digest"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise IntegrityError(f"{file} is not a manifest ({error})", fix="fetch or build the artifact again") from None
-    for name, *_ in names:
-        _confined(folder, name)
+        manifest = json.loads(file.read_bytes(), parse_constant=_no_constant)
+        _check_shape(manifest)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise IntegrityError(
+            f"{file} is not a manifest ({error!r})"[:300], fix="fetch or build the artifact again"
+        ) from None
+    for entry in manifest["files"]:
+        _confined(folder, entry["path"])
     return folder.resolve(), manifest
 
 
@@ -68,6 +70,48 @@ def verify(path: Path) -> dict[str, Any]:
         if file_digest(present[name]) != entry["sha256"]:
             raise IntegrityError(f"{name} does not match its SHA-256", fix=fix)
     return manifest
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _check_shape(manifest: Any) -> None:
+    """Checks what this package reads of a manifest; the whole is described by `schemas/manifest.schema.json`.
+
+    Raises:
+        ValueError, KeyError, TypeError: something is missing or of another type.
+    """
+    if not isinstance(manifest, dict) or manifest["schema_version"] != SCHEMA_VERSION:
+        raise ValueError(f"schema_version {SCHEMA_VERSION} is what this version reads")
+    text = {"model", "target", "version", "digest", "status", "selected_because", "baseline"}
+    lists = {"files", "candidates", "verdicts", "measured_on", "steps"}
+    tables = {"signature", "preprocessing", "weights", "budget", "environment", "config", "data"}
+    for names, kind in ((text, str), (lists, list), (tables, dict)):
+        for name in names:
+            if not isinstance(manifest[name], kind):
+                raise TypeError(f"{name} is not a {kind.__name__}")
+    for entry in manifest["files"]:
+        _check_file(entry)
+    for entry in manifest["candidates"]:
+        if not isinstance(entry["options"], dict) or not isinstance(entry["runtime"], str):
+            raise TypeError("a candidate's options or runtime")
+        int(entry["options"]["threads"])
+    if manifest["selected"] is not None:
+        if manifest["selected"] not in [entry["id"] for entry in manifest["candidates"]]:
+            raise ValueError("selected is not among the candidates")
+        if [f["role"] for f in manifest["files"]].count("model") != 1:
+            raise ValueError("there must be one file with the role model")
+    for entry in (*manifest["signature"]["inputs"], *manifest["signature"]["outputs"]):
+        entry["name"], entry["dtype"], entry["layout"], [int(n) for n in entry["shape"]]
+
+
+def _check_file(entry: Any) -> None:
+    if not all(isinstance(entry[name], str) for name in ("path", "sha256", "role")):
+        raise TypeError("a file's path, sha256 or role is no text")
+    entry["path"].encode()
+    if type(entry["size_bytes"]) is not int or entry["size_bytes"] < 0:
+        raise TypeError("a file's size_bytes is no size")
 
 
 def _confined(folder: Path, name: object) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from compiler.conversion import SIGNATURE
+from compiler.errors import ConfigError
 from compiler.runtime import host
 from compiler.runtime.measure import REFERENCE, measure
 from compiler.runtime.names import distributions_of, module_of, modules_of
@@ -25,6 +26,7 @@ class Profile:
     """How to tell that this host is the target."""
 
     cpu_model: str | None = None
+    this_host: bool = False
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -47,6 +49,8 @@ class Benchmark(Stage):
     match: Profile = dataclasses.field(default_factory=Profile)
     arch: str = ""
     isa: tuple[str, ...] = ()
+    cores: int = 1
+    memory_mb: int = 0
     seed: int = 0
     rounds: int = 10
     min_calls: int = 100
@@ -65,6 +69,10 @@ class Benchmark(Stage):
         """See `Stage.run`. `inputs` has one role `candidate/<id>` for each candidate that was built."""
         import numpy as np
 
+        if self.rounds < 1 or self.min_calls < 1 or self.min_seconds < 0:
+            raise ConfigError(
+                "rounds and min_calls must be at least 1, min_seconds at least 0", fix="see steps.benchmark"
+            )
         present = [name for name in self.candidates if f"candidate/{name}" in inputs]
         with tempfile.TemporaryDirectory(prefix="bundle-", dir=out.parent) as folder:
             bundle = Path(folder)
@@ -111,7 +119,15 @@ class Benchmark(Stage):
                 )
             )
             measured = measure(bundle, out, report_progress)
-        native = host.is_target(measured["host"], self.arch, list(self.isa), self.match.cpu_model)
+        native = host.is_target(
+            measured["host"],
+            self.arch,
+            list(self.isa),
+            self.cores,
+            self.memory_mb,
+            self.match.cpu_model,
+            self.match.this_host,
+        )
         for name, figures in measured["candidates"].items():
             figures["size_bytes"] = sizes[name]
         return {

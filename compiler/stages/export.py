@@ -69,6 +69,11 @@ class Export(Stage):
                 f"{self.architecture} does not return one (batch, classes) tensor",
                 fix="wrap it so that forward returns logits only",
             )
+        if not torch.isfinite(logits).all():
+            raise ConfigError(
+                f"the network returns NaN or infinity{f' with the weights of {self.weights}' if self.weights else ''}",
+                fix="the weights are damaged, or training diverged: check the checkpoint",
+            )
         if logits.shape[1] != len(meta["classes"]):
             raise ConfigError(
                 f"the network has {logits.shape[1]} classes, the data has {len(meta['classes'])}",
@@ -83,6 +88,11 @@ class Export(Stage):
             input_names=["input"], output_names=["logits"], verbose=False,
         )  # fmt: skip
         assert onnx_program is not None
+        written = onnx_program.model_proto.opset_import[0].version
+        if written != self.opset:
+            raise ConfigError(
+                f"the exporter wrote ONNX opset {written}, not {self.opset}", fix=f"set steps.export.opset={written}"
+            )
         save_onnx(onnx_program.model_proto, out / "model.onnx")
 
         trained, sentence = self._claim(metadata, meta)

@@ -44,7 +44,7 @@ class Package(Stage):
         signature = json.loads((inputs["model"] / SIGNATURE).read_text())
         write_json(out / SIGNATURE, signature)
         files.append({"path": SIGNATURE, "role": "signature", "media_type": MEDIA_TYPES[".json"]})
-        (out / "labels.txt").write_text("".join(f"{label}\n" for label in signature["labels"]))
+        (out / "labels.txt").write_text("".join(f"{label}\n" for label in signature["labels"]), encoding="utf-8")
         files.append({"path": "labels.txt", "role": "labels", "media_type": MEDIA_TYPES[".txt"]})
         add(inputs["benchmark"] / "latencies.npz", "latencies.npz", "raw_latencies")
         add(inputs["benchmark"] / "measurement.json", "measurement.json", "measurement")

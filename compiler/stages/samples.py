@@ -45,6 +45,7 @@ class Samples(Stage):
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     layout: str = "NCHW"
+    num_classes: int | None = None
     splits: SplitSizes = dataclasses.field(default_factory=SplitSizes)
     split_seed: int = 0
 
@@ -57,6 +58,11 @@ class Samples(Stage):
         import numpy as np
 
         source = self._source()
+        if self.num_classes is not None and self.num_classes != len(source.classes):
+            raise ConfigError(
+                f"the data has {len(source.classes)} classes, data.num_classes says {self.num_classes}",
+                fix="correct it, or leave it out",
+            )
         parts = split(len(source.ids), dataclasses.asdict(self.splits), self.split_seed)
         total = sum(len(parts[name]) for name in STORED)
         done = 0

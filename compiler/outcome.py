@@ -1,0 +1,65 @@
+"""What a build finds out, and who is told while it does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from compiler.errors import CompilerError
+from compiler.stage import read_facts
+from compiler.store import Result
+
+
+class Watcher(Protocol):
+    """Who is told what the build does."""
+
+    def planned(self, count: int) -> None:
+        """So many more steps are needed; each will be reported as ended."""
+
+    def started(self, step: str, why: str) -> None:
+        """A step begins to run."""
+
+    def progressed(self, step: str, done: int, total: int, what: str) -> None:
+        """A running step has got further."""
+
+    def ended(self, step: str, status: str, seconds: float) -> None:
+        """A step has ended."""
+
+    def note(self, text: str) -> None:
+        """Something else to say."""
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What became of a step. `seconds` is how long its execution took, in an earlier build if it was reused."""
+
+    name: str
+    stage: str
+    key: str
+    status: str
+    seconds: float
+    outputs: tuple[str, ...]
+    why: str
+
+
+@dataclass
+class Outcome:
+    """All that a build found out."""
+
+    records: dict[str, StepRecord] = field(default_factory=dict)
+    results: dict[str, Result] = field(default_factory=dict)
+    failures: dict[str, CompilerError] = field(default_factory=dict)
+    """Failed step -> its error, for steps that only some candidates need."""
+    trained: bool = True
+    claim: str = ""
+    demo: bool = False
+    decision: dict[str, Any] = field(default_factory=dict)
+
+    def facts(self, step: str) -> dict[str, Any]:
+        """The facts of a finished step."""
+        return read_facts(self.results[step].path)
+
+    @property
+    def executed(self) -> int:
+        """How many steps ran."""
+        return sum(record.status == "executed" for record in self.records.values())
