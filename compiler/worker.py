@@ -104,7 +104,9 @@ def _audit(allowed: list[str] | None) -> None:
     stray = sorted(
         name
         for name, module in list(sys.modules.items())
-        if name not in allowed and name != "__main__" and _is_first_party(name, getattr(module, "__file__", None))
+        if name not in allowed
+        and name not in ("__main__", "__mp_main__")
+        and _is_first_party(name, getattr(module, "__file__", None))
     )
     if stray:
         raise StepError(
@@ -114,8 +116,8 @@ def _audit(allowed: list[str] | None) -> None:
 
 
 def _is_first_party(name: str, file: str | None) -> bool:
-    if not file or not file.endswith(".py"):
-        return False
+    if not file or not file.endswith(".py") or not Path(file).is_absolute():
+        return False  # compiled, built in, or made up at run time
     if name.partition(".")[0] == "compiler":
         return True
     path = Path(file).resolve()

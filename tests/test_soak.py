@@ -1,16 +1,19 @@
-"""Long tests, run by `make soak`."""
+"""Long tests, run by `make soak`, and a seeded sample of each, run by `make test`."""
 
 from __future__ import annotations
 
 import json
 import os
+import random
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import QUICK, Project, environment
+from conftest import CONF, QUICK, Project, command, environment
 
 PORTABLE = {
     "rpi4": ["samples", "export", "fuse", "calibrate", "tflite_fp32.convert", "tflite_fp16.quantize",
@@ -19,9 +22,8 @@ PORTABLE = {
 }  # fmt: skip
 
 
-@pytest.mark.soak
-def test_portable_steps_give_the_same_bytes_whatever_surrounds_them(tmp_path: Path) -> None:
-    """One CPU or two, another folder, working folder, time zone, locale and home: equal results of equal steps."""
+def _outputs(tmp_path: Path, jobs: list[list[str]]) -> list[dict[str, Any]]:
+    """Digests of every step's files, from the same builds in two different surroundings."""
     surroundings = [
         ("first folder/artifacts", {0}, {"TZ": "Asia/Tokyo", "LC_ALL": "C", "HOME": str(tmp_path)}),
         ("b", os.sched_getaffinity(0), {"TZ": "UTC", "LANG": "C.UTF-8"}),
@@ -30,33 +32,53 @@ def test_portable_steps_give_the_same_bytes_whatever_surrounds_them(tmp_path: Pa
     for folder, cores, settings in surroundings:
         (tmp_path / folder).mkdir(parents=True)
         found: dict[str, Any] = {}
-        for target in PORTABLE:
+        for job in jobs:
             done = subprocess.run(
-                [sys.executable, "-m", "compiler", f"target={target}", *QUICK, "artifacts_dir=.", "--json"],
+                [sys.executable, "-m", "compiler", *job, "artifacts_dir=.", "--json"],
                 cwd=tmp_path / folder, env={**environment(), **settings}, capture_output=True, text=True, check=True,
                 preexec_fn=lambda cores=cores: os.sched_setaffinity(0, cores),
             )  # fmt: skip
             found |= {s["name"]: s["outputs"] for s in json.loads(done.stdout)["steps"]}
         outputs.append(found)
-    names = [name for steps in PORTABLE.values() for name in steps]
-    assert [name for name in names if outputs[0][name] != outputs[1][name]] == []
+    return outputs
 
 
 @pytest.mark.soak
-def test_builds_interrupted_at_many_moments_all_go_on_to_the_same_end(project: Project) -> None:
-    """SIGINT and SIGKILL at 40 moments of a build; the next build needs no help and what it finds verifies."""
-    import signal
-    import time
+def test_portable_steps_give_the_same_bytes_whatever_surrounds_them(tmp_path: Path) -> None:
+    """One CPU or two, another folder, working folder, time zone, locale and home: equal results of equal steps."""
+    first, second = _outputs(tmp_path, [[f"target={target}", *QUICK] for target in PORTABLE])
+    names = [name for steps in PORTABLE.values() for name in steps]
+    assert [name for name in names if first[name] != second[name]] == []
 
-    killed = 0
-    for moment in range(40):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "compiler", *map(str, project.base), f"seed={moment}"],
-            env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        time.sleep(0.3 + 0.06 * moment)
-        process.send_signal(signal.SIGKILL if moment % 2 else signal.SIGINT)
-        killed += process.wait(timeout=30) != 0
-        done = project.build(f"seed={moment}")
-        assert done.code == 0, (moment, done.err)
-    assert killed >= 20
+
+def test_portable_steps_of_the_null_backend_give_the_same_bytes(tmp_path: Path) -> None:
+    first, second = _outputs(tmp_path, [["--config-dir", str(CONF), "target=nulltarget", "model=nullmodel"]])
+    for name in ("samples", "export", "null_fp32.convert", "null_int8.quantize"):
+        assert first[name] == second[name], name
+
+
+def _interrupt(project: Project, moment: int) -> bool:
+    """Ends a build at its `moment`-th moment, builds again; whether the first had really been ended."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "compiler", *map(str, project.base), f"seed={moment}"],
+        env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    time.sleep(0.3 + 0.06 * moment)
+    process.send_signal(signal.SIGKILL if moment % 2 else signal.SIGINT)
+    ended = process.wait(timeout=30) != 0
+    done = project.build(f"seed={moment}")
+    assert done.code == 0, (moment, done.err)
+    assert command("verify", done.manifest_path.parent).code == 0
+    return ended
+
+
+@pytest.mark.soak
+def test_builds_ended_at_many_moments_all_go_on_to_the_same_end(project: Project) -> None:
+    """SIGINT and SIGKILL at 40 moments of a build; the next build needs no help and what it makes verifies."""
+    assert sum(_interrupt(project, moment) for moment in range(40)) >= 20
+
+
+def test_builds_ended_at_some_moments_go_on_to_the_same_end(project: Project) -> None:
+    """A seeded sample of the soak test."""
+    for moment in random.Random(0).sample(range(40), 4):
+        _interrupt(project, moment)
