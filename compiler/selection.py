@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 MEGABYTE = 1e6
-TIE = 0.05
 
 Facts = dict[str, Any]
 
@@ -32,7 +31,7 @@ def order(evidence: Evidence) -> list[str]:
     """Candidates, best first; the baseline is not one.
 
     For latency: by speed-up over the baseline, which is paired round by round, so that a drift of the machine
-    cancels; and among those whose interval overlaps that of the fastest, which cannot be told apart, by size.
+    cancels; and among those within the interval of the fastest, which cannot be told from it, by size.
     For size: by size, then by speed-up.
     """
     figures = evidence.benchmark["candidates"]
@@ -55,14 +54,13 @@ def _groups(figures: Facts, names: list[str]) -> list[list[str]]:
 
 
 def _tied(figures: Facts, first: str, second: str) -> bool:
-    """Whether two candidates' speed-ups cannot be told apart: intervals overlap and the estimates are within 5 %.
+    """Whether the slower `second` cannot be told from `first`: its speed-up lies within the interval of first's.
 
-    Without intervals only equal ones cannot.
+    Without an interval only an equal one cannot.
     """
-    if figures[second]["speedup"] < (1 - TIE) * figures[first]["speedup"]:
-        return False
-    a, b = (figures[name]["speedup_ci95"] or [figures[name]["speedup"]] * 2 for name in (first, second))
-    return bool(a[0] <= b[1] and b[0] <= a[1])
+    interval = figures[first]["speedup_ci95"]
+    least = interval[0] if interval else figures[first]["speedup"]
+    return bool(figures[second]["speedup"] >= least)
 
 
 def demand(evidence: Evidence) -> list[tuple[str, str]]:

@@ -17,6 +17,7 @@ import json
 import os
 import signal
 import sys
+import sysconfig
 import traceback
 import types
 import typing
@@ -28,6 +29,7 @@ from compiler.errors import CompilerError, StepError
 from compiler.stage import FACTS, Stage, write_json
 
 PR_SET_PDEATHSIG = 1
+STANDARD_LIBRARY = sysconfig.get_path("stdlib")
 
 
 def build_stage(cls: type[Stage], fields: dict[str, Any]) -> Stage:
@@ -116,16 +118,16 @@ def _audit(allowed: list[str] | None) -> None:
 
 
 def _is_first_party(name: str, file: str | None) -> bool:
-    if not file or not file.endswith(".py") or not Path(file).is_absolute():
-        return False  # compiled, built in, or made up at run time
+    """Ours, or source of the user's own. Texts are compared first: a worker has thousands of modules."""
+    if not file or not file.endswith(".py"):
+        return False
     if name.partition(".")[0] == "compiler":
         return True
+    if "site-packages" in file or file.startswith(STANDARD_LIBRARY) or not Path(file).is_absolute():
+        return False  # installed, Python's own, or made up at run time
     path = Path(file).resolve()
     own = [Path(entry or ".").resolve() for entry in sys.path if "site-packages" not in entry]
-    standard = Path(os.__file__).resolve().parent
-    return (
-        "site-packages" not in path.parts and not path.is_relative_to(standard) and any(map(path.is_relative_to, own))
-    )
+    return any(map(path.is_relative_to, own)) and not path.is_relative_to(Path(STANDARD_LIBRARY).resolve())
 
 
 def _first_line(error: BaseException) -> str:
