@@ -6,12 +6,13 @@ import torch
 
 
 class Small(torch.nn.Module):
-    """Two convolutions and a linear layer."""
+    """Two convolutions, a pool padded as ResNet's is, and a linear layer."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.features = torch.nn.Sequential(
-            torch.nn.Conv2d(3, 8, 3, stride=4, padding=1, bias=False), torch.nn.BatchNorm2d(8), torch.nn.ReLU(),
+            torch.nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False), torch.nn.BatchNorm2d(8), torch.nn.ReLU(),
+            torch.nn.MaxPool2d(3, stride=2, padding=1),
             torch.nn.Conv2d(8, 16, 3, stride=4, padding=1), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1),
         )  # fmt: skip
         self.classifier = torch.nn.Linear(16, num_classes)

@@ -220,3 +220,13 @@ def test_images_of_another_size_are_refused() -> None:
     entry = {"dtype": "float32", "shape": [1, 3, 4, 5], "layout": "NCHW"}
     with pytest.raises(ConfigError, match="images have the shape"):
         preprocess.encode(np.zeros((1, 8, 8, 3), np.uint8), {**SIGNATURE, "inputs": [entry]})
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-12, 1e-7, 1.0, 1e30])
+@pytest.mark.parametrize("centre", [0.0, 1e-38, 1.0, 1e6])
+def test_histogram_counts_every_value_however_alike_they_are(centre: float, spread: float) -> None:
+    from compiler.stages.calibrate import histogram
+
+    values = (centre + spread * np.linspace(-1, 1, 500)).astype(np.float32)
+    counts = histogram(values, 2048, float(values.min()), float(values.max()))
+    assert counts.sum() == 500 and len(counts) == 2048

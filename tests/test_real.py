@@ -201,6 +201,14 @@ def test_users_own_network_builds_and_one_without_weights_gets_no_accuracy(build
     assert all(c["accuracy"] is None for c in manifest["candidates"])
 
 
+def test_pool_with_padding_is_quantized_to_int8(builds: Builds) -> None:
+    own = ["model=torchvision", "model.name=small", "model.architecture=networks:small"]
+    manifest = builds("target=rpi4", *own, "candidates=[tflite_int8]", cwd=ROOT / "tests").manifest
+    assert manifest["selected"] == "tflite_int8"
+    facts = json.loads((_object(builds, manifest, "tflite_int8.convert") / "facts.json").read_text())
+    assert facts["pools_padded_with_zero"] == 1 and facts["fidelity"]["max_abs_error"] < 1e-5
+
+
 def test_operator_that_a_converter_cannot_take_is_named(builds: Builds) -> None:
     odd = ["model=torchvision", "model.name=odd", "model.architecture=networks:odd"]
     done = builds("target=rpi4", *odd, "candidates=[tflite_fp32,onnxruntime_fp32]", cwd=ROOT / "tests")

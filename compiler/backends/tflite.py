@@ -50,6 +50,7 @@ class Convert(Conversion):
         program = torch.export.load(inputs["model"] / "program.pt2")
         module = program.module(check_guards=False)
         module.train = lambda mode=True: module  # exported programs are in eval mode and refuse to be told so
+        padded = pad_pools_with_zero(module)
         assert program.example_inputs is not None
         example = program.example_inputs[0][0]
         before = json.loads((inputs["model"] / SIGNATURE).read_text())
@@ -60,7 +61,33 @@ class Convert(Conversion):
             litert_torch.convert(module, (example,)).export(str(out / "model.tflite"))
         except Exception as error:
             raise _explained(error) from error
-        return {}
+        return {"pools_padded_with_zero": padded}
+
+
+def pad_pools_with_zero(module: Any) -> int:
+    """Pads max pooling that follows a ReLU with zeros of its own; returns how often.
+
+    Nothing changes, since no value is below zero. But litert-torch pads a pool with minus infinity (PADV2), which
+    no quantizer of TFLite can express in int8, and a zero with PAD, which all can.
+    """
+    import torch
+
+    aten = torch.ops.aten
+    nonnegative = (aten.relu.default, aten.relu_.default, aten.relu6.default, aten.relu6_.default)
+    count = 0
+    for node in [n for n in module.graph.nodes if n.target == aten.max_pool2d.default]:
+        arguments = list(node.args)
+        source, kernel, stride, padding, dilation, ceil = arguments + [None] * (6 - len(arguments))
+        if not padding or not any(padding) or source.target not in nonnegative or ceil:
+            continue
+        rows, columns = padding if len(padding) == 2 else (padding[0], padding[0])
+        with module.graph.inserting_before(node):
+            border = [columns, columns, rows, rows]
+            wider = module.graph.call_function(aten.constant_pad_nd.default, (source, border, 0.0))
+        node.args = (wider, kernel, stride, [0, 0], dilation or [1, 1])
+        count += 1
+    module.recompile()
+    return count
 
 
 def _explained(error: Exception) -> Exception:

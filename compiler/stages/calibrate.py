@@ -56,8 +56,7 @@ class Calibrate(Stage):
         counts = {name: np.zeros(self.bins, np.int64) for name in names}
         for done, (_, values) in enumerate(_activations(session, names, images, signature)):
             for name, value in values.items():
-                top = high[name] if high[name] > low[name] else low[name] + 1e-6
-                counts[name] += np.histogram(value, bins=self.bins, range=(low[name], top))[0]
+                counts[name] += histogram(value, self.bins, low[name], high[name])
             report_progress(len(images) + done + 1, total, "samples")
         np.savez(
             out / "histograms.npz",
@@ -69,6 +68,23 @@ class Calibrate(Stage):
         record = {"samples": len(images), "order_sha256": order.hexdigest(), "tensors": len(names), "bins": self.bins}
         write_json(out / "calibration.json", record)
         return record
+
+
+def histogram(value: NDArray[np.float32], bins: int, low: float, high: float) -> NDArray[np.int64]:
+    """Counts of `value` in `bins` equal bins from `low` to `high`; all in the first where these are next to equal.
+
+    Untrained networks have activations so alike that their range has no room for so many distinct edges.
+    """
+    import numpy as np
+
+    if (
+        high - low <= bins * np.finfo(np.float64).eps * max(abs(low), abs(high))
+        or high - low < np.finfo(np.float64).tiny * bins
+    ):
+        counts = np.zeros(bins, np.int64)
+        counts[0] = value.size
+        return counts
+    return np.histogram(value.astype(np.float64), bins=bins, range=(low, high))[0].astype(np.int64)
 
 
 def _observed(path: Path) -> tuple[list[str], Any]:
