@@ -11,7 +11,6 @@ turn, their ratio.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import re
@@ -20,7 +19,6 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -28,19 +26,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ["PYTHONPATH"] = str(ROOT)
 
+from benchmarks.common import build
 from compiler import bundle
 from compiler.runtime.visitor import Visitor
-
-
-def build(folder: Path) -> tuple[Path, dict[str, Any], Path]:
-    done = subprocess.run(
-        [sys.executable, "-m", "compiler", "target=host", "model=mobilenetv3", "candidates=[openvino_fp32]",
-         f"artifacts_dir={folder / 'artifacts'}", "steps.benchmark.rounds=1", "steps.benchmark.min_seconds=0"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    version = Path(done.stdout.strip().splitlines()[-1]).parent
-    samples = next((folder / "artifacts").glob(".store/objects/*/*/selection.npy"))
-    return version / "model.xml", json.loads((version / "signature.json").read_text()), samples
 
 
 def theirs(model: Path, threads: int, seconds: float, side: int, folder: Path) -> float:
@@ -75,14 +63,13 @@ def main() -> int:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        model, signature, samples = build(folder)
+        model, signature, images = build("host", "openvino_fp32", "model.xml", folder)
         options = {"INFERENCE_PRECISION_HINT": "f32"}
         files = [model, model.with_suffix(".bin")]
         entries = [
             bundle.Entry("whole call", "openvino", files, model.name, options, signature),
             bundle.Entry("without copies", "benchmarks.without_copies", files, model.name, options, signature),
         ]
-        images = np.load(samples)[: bundle.SAMPLE_COUNT]
         protocol = {"threads": given.threads, "seed": 0}
         (folder / "bundle").mkdir()
         bundle.write(folder / "bundle", entries, images, protocol, "whole call", {})

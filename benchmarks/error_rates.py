@@ -20,7 +20,6 @@ import json
 import multiprocessing
 import os
 import re
-import subprocess
 import sys
 import tempfile
 import time
@@ -33,6 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ["PYTHONPATH"] = str(ROOT)  # the visits import the planted runtime
 
+from benchmarks.common import build
 from compiler import bundle
 from compiler.runtime.measure import measure
 
@@ -42,22 +42,8 @@ EQUALS = (("a", "b"), ("c", "d"), ("e", "f"))
 UNEQUAL = ("a", "slow")
 
 
-def build(folder: Path) -> tuple[Path, dict[str, Any], Path]:
-    """The artifact, its signature and the samples."""
-    artifacts = folder / "artifacts"
-    done = subprocess.run(
-        [sys.executable, "-m", "compiler", "target=rpi4", "model=mobilenetv3", "candidates=[tflite_fp32]",
-         f"artifacts_dir={artifacts}", "steps.benchmark.rounds=1", "steps.benchmark.min_seconds=0"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    version = Path(done.stdout.strip().splitlines()[-1]).parent
-    signature = json.loads((version / "signature.json").read_text())
-    samples = next(artifacts.glob(".store/objects/*/*/selection.npy"))
-    return version / "model.tflite", signature, samples
-
-
-def one(folder: Path, file: Path, signature: dict[str, Any], samples: Path, protocol: dict[str, Any]) -> dict[str, Any]:
-    """One measurement of five candidates."""
+def one(folder: Path, file: Path, signature: dict[str, Any], images: Any, protocol: dict[str, Any]) -> dict[str, Any]:
+    """One measurement of seven candidates."""
     runtimes = {name: ("tflite", {}) for name in "abcdef"}
     runtimes["slow"] = ("benchmarks.planted_slowdown", {"slowdown": SLOWDOWN})
     entries = [bundle.Entry(n, r, [file], file.name, o, signature) for n, (r, o) in runtimes.items()]
@@ -65,7 +51,6 @@ def one(folder: Path, file: Path, signature: dict[str, Any], samples: Path, prot
         here, out = Path(name) / "bundle", Path(name) / "out"
         here.mkdir()
         out.mkdir()
-        images = np.load(samples)[: bundle.SAMPLE_COUNT]
         bundle.write(here, entries, images, protocol, "a", {"objective": "latency"})
         return measure(here, out)
 
@@ -141,9 +126,9 @@ def campaign(pairs: int, work: int, arguments: tuple[Any, ...], title: str) -> d
     began = time.monotonic()
     try:
         while tally.counts["equals"] < pairs:
-            folder, file, signature, samples, protocol = arguments
+            folder, file, signature, images, protocol = arguments
             protocol = {**protocol, "seed": tally.counts["measurements"]}
-            tally.add(one(folder, file, signature, samples, protocol))
+            tally.add(one(folder, file, signature, images, protocol))
             if tally.counts["measurements"] % 5 == 0:
                 print(f"{title}: {tally.summary()}", file=sys.stderr, flush=True)
     finally:
@@ -165,7 +150,7 @@ def main() -> int:
         "depth": "confirm",
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as name:
-        arguments = (Path(name), *build(Path(name)), protocol)
+        arguments = (Path(name), *build("rpi4", "tflite_fp32", "model.tflite", Path(name)), protocol)
         found = {"protocol": protocol, "planted_slowdown": SLOWDOWN}
         found["alone"] = campaign(given.pairs, 0, arguments, "alone")
         cores = len(os.sched_getaffinity(0))

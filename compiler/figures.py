@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from compiler.errors import ConfigError
+from compiler.terminal import printable
 
 MEGABYTE = 1e6
 Z_95 = 1.959964
@@ -105,15 +106,6 @@ def wilson(value: float, count: int) -> Interval:
     centre = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
     return 100.0 * max(0.0, centre - half), 100.0 * min(1.0, centre + half)
-
-
-def printable(value: Any) -> Any:
-    """A copy without control characters: a manifest is data and must not steer the terminal."""
-    if isinstance(value, dict):
-        return {printable(name): printable(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [printable(item) for item in value]
-    return "".join(c if c.isprintable() else "?" for c in value) if isinstance(value, str) else value
 
 
 def _text(value: Any) -> str:

@@ -272,6 +272,8 @@ def _measured_on(benchmark: dict[str, Any]) -> dict[str, Any]:
         "protocol": benchmark["protocol"],
         "reference_drift": benchmark["reference_drift"],
         "reference_ms": benchmark.get("reference_ms"),
+        "temperature_c": benchmark.get("temperature_c"),
+        "load_average": benchmark.get("load_average"),
         "idle": benchmark["idle"],
         "undecided": benchmark["undecided"],
     }

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -71,13 +71,13 @@ def version_bundle(
         ConfigError: nothing is there, nothing was selected, or there are no samples.
         IntegrityError: something does not match its digest.
     """
-    chosen = _open(path, runtimes)
+    chosen = _open(path, runtimes, everything)
     manifest, results = chosen.manifest, chosen.results
     threads = int(chosen.row["options"]["threads"])
     entries = [chosen.entry(chosen.row["id"], threads)]
     for row in manifest["candidates"]:
         wanted = row["id"] == manifest["baseline"] or everything
-        result = results.get(row.get("result"))
+        result = results.get(row["result"])
         if row["id"] != chosen.row["id"] and wanted and result is not None:
             spec = {
                 "runtime": row["runtime"], "options": _untuned(row["options"], threads),
@@ -134,7 +134,7 @@ class _Chosen:
         return Entry(name, self.row["runtime"], files, model, _untuned(self.options, threads), signature)
 
 
-def _open(path: Path, runtimes: tuple[str, ...]) -> _Chosen:
+def _open(path: Path, runtimes: tuple[str, ...], everything: bool = False) -> _Chosen:
     from compiler.runtime.loader import allowed_options
 
     folder, _ = read_manifest(path)
@@ -144,7 +144,9 @@ def _open(path: Path, runtimes: tuple[str, ...]) -> _Chosen:
         raise ConfigError(f"{path} has no selected candidate", fix="see why: python -m compiler show PATH")
     store = store_of(folder, manifest)
     options = dict(row["options"]) if store else allowed_options(row, runtimes)
-    return _Chosen(folder, manifest, row, options, _results(store, manifest) if store else {})
+    beside = [c["result"] for c in manifest["candidates"] if everything or c["id"] == manifest["baseline"]]
+    results = _results(store, manifest, dict.fromkeys(["samples", *beside])) if store else {}
+    return _Chosen(folder, manifest, row, options, results)
 
 
 def append(folder: Path, manifest: Mapping[str, Any], out: Path, when: datetime | None = None) -> Path:
@@ -214,14 +216,11 @@ def listing(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _results(store: Store, manifest: Mapping[str, Any]) -> dict[str, Result]:
-    """The build's results that the store still has intact, by step."""
-    found = {}
-    for step in manifest["steps"]:
-        known = store.lookup(step["key"]) if step["key"] else None
-        if known is not None and step["name"] not in ("benchmark", "screen") and store.verify_fully(known):
-            found[step["name"]] = known
-    return found
+def _results(store: Store, manifest: Mapping[str, Any], names: Iterable[str]) -> dict[str, Result]:
+    """Of the build's steps `names`, the results that the store still has intact: every file of them hashed anew."""
+    keys = {step["name"]: step["key"] for step in manifest["steps"]}
+    found = {name: store.lookup(keys[name]) for name in names if keys.get(name)}
+    return {name: result for name, result in found.items() if result is not None and store.verify_fully(result)}
 
 
 def _artifact(manifest: Mapping[str, Any], candidate: str) -> str:

@@ -9,6 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from compiler import terminal
+from compiler.terminal import printable
+
 MEGABYTE = 1e6
 STYLE = {
     "selected": "bold green",
@@ -23,8 +26,8 @@ NONE = "-"
 
 def print_manifest(manifest: dict[str, Any], folder: Path, console: Console | None = None) -> None:
     """Prints the candidates, the verdicts, what was selected and why, and where it lies."""
-    manifest = _printable(manifest)
-    console = console or _console()
+    manifest = printable(manifest)
+    console = console or terminal.console()
     host = manifest["measured_on"][0]
     proxy = not host["is_target"]
     table = Table(title=f"{manifest['model']} for {manifest['target']}", title_justify="left", pad_edge=False)
@@ -117,8 +120,8 @@ def _print_doubts(manifest: dict[str, Any], console: Console) -> None:
 
 def print_observation(record: dict[str, Any], manifest: dict[str, Any], console: Console | None = None) -> None:
     """Prints a later measurement of a version beside what its manifest says."""
-    record, manifest = _printable(record), _printable(manifest)
-    console = console or _console()
+    record, manifest = printable(record), printable(manifest)
+    console = console or terminal.console()
     host = record["host"]
     title = f"{manifest['model']} for {manifest['target']}, {manifest['version']}, measured again {record['created']}"
     table = Table(title=title, title_justify="left", pad_edge=False)
@@ -146,8 +149,8 @@ def print_observation(record: dict[str, Any], manifest: dict[str, Any], console:
 
 def print_curves(found: dict[str, Any], console: Console | None = None) -> None:
     """Prints the curves of a sweep: for each candidate its points, the best of them, and the largest batch."""
-    found = _printable(found)
-    console = console or _console()
+    found = printable(found)
+    console = console or terminal.console()
     for name, curve in sorted(found["curves"].items()):
         table = Table(title=name, title_justify="left", pad_edge=False)
         for title in ("batch", "threads", "streams", "p50 ms", "p95 ms", "samples a second", "memory MB"):
@@ -171,26 +174,10 @@ def print_curves(found: dict[str, Any], console: Console | None = None) -> None:
     console.print("One visit a point: a curve says where to look; what is claimed is measured in rounds.", style="dim")
 
 
-def _console() -> Console:
-    console = Console(markup=False, emoji=False)
-    if console.is_terminal:
-        return console  # a pipe has no width: never fold a table for it
-    return Console(file=console.file, width=200, no_color=True, highlight=False, markup=False, emoji=False)
-
-
 def _metric(manifest: dict[str, Any]) -> str:
     named = {row["accuracy"]["metric"] for row in manifest["candidates"] if row["accuracy"]}
     metric = next(iter(named), "top1")
     return {"top1": "top-1 %", "top5": "top-5 %"}.get(metric, metric)
-
-
-def _printable(value: Any) -> Any:
-    """A copy without control characters: a manifest is data and must not steer the terminal."""
-    if isinstance(value, dict):
-        return {name: _printable(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_printable(item) for item in value]
-    return "".join(c if c.isprintable() else "?" for c in value) if isinstance(value, str) else value
 
 
 def _speed(row: dict[str, Any]) -> tuple[float, str]:

@@ -32,7 +32,7 @@ QUICK = {"seed": 0, "threads": 1, "rounds": 2, "max_rounds": 2, "min_calls": 20,
 IDLE = {"quiet": True, "others_share": 0.01, "switches_per_s": 5.0, "reference_spread": 0.004}
 CALM = {
     "round_seconds": 1.0, "others_share": 0.0, "steal_share": 0.0, "seconds": 1.0, "switches": 3, "void": 0, "mhz": [],
-    "governor": "performance",
+    "governor": "performance", "temperature_c": 50.0, "load_average": 0.1,
 }  # fmt: skip
 
 
@@ -143,6 +143,7 @@ def test_threads_that_yield_to_each_other_are_no_sign_of_a_busy_host() -> None:
         ({"steal_share": 0.05}, "the hypervisor took 5.0% of the time"),
         ({"switches": 400, "others_share": 0.02}, "the reference was interrupted 400 times a second"),
         ({"void": 0b101}, "12 bursts are void"),
+        ({"temperature_c": 83.2}, "the machine was 83 degrees Celsius hot"),
         ({"mhz": [1500.0, 1500.0, 600.0]}, "the clock changed between 600 and 1500 MHz"),
     ],
 )

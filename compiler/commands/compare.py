@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from compiler import comparison
+from compiler import comparison, terminal
 from compiler.commands.arguments import parser
 from compiler.comparison import GATES, Row
 from compiler.errors import ConfigError, GateError, IntegrityError, StepError, unknown_name
@@ -117,15 +117,7 @@ def _side(path: Path) -> Side:
     folder, manifest = read_manifest(path)
     try:
         return read_side(manifest)
-    except (
-        LookupError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        ArithmeticError,
-        RecursionError,
-        StopIteration,
-    ) as error:
+    except NO_MANIFEST as error:
         raise IntegrityError(
             f"{folder}/manifest.json is not a manifest ({error!r})"[:300], fix="fetch or build it again"
         ) from None
@@ -147,13 +139,10 @@ def _gate(findings: list[dict[str, str]], strict: bool, reference: Path) -> None
 
 
 def _print(first: Side, second: Side, rows: list[Row], notes: list[str]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(markup=False, emoji=False)
-    if not console.is_terminal:  # a pipe has no width: never fold a table for it
-        console = Console(file=console.file, width=200, no_color=True, highlight=False, markup=False, emoji=False)
+    console = terminal.console()
     table = Table(pad_edge=False)
     for title in ("", "A", "B"):
         table.add_column(title, justify="left" if not title else "right")

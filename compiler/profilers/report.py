@@ -6,6 +6,8 @@ import collections
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from compiler import terminal
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -136,13 +138,10 @@ def _bottleneck(prediction: dict[str, Any]) -> str:
 
 def print_profile(profile: dict[str, Any], console: Console | None = None) -> None:
     """The tables: the calls, operators by type and the longest operators, before and after, and the kernels."""
-    from rich.console import Console as RichConsole
     from rich.table import Table
 
-    profile = _printable(profile)
-    console = console or RichConsole(markup=False, emoji=False)
-    if not console.is_terminal:  # a pipe has no width: never fold a table for it
-        console = RichConsole(file=console.file, width=220, no_color=True, highlight=False, markup=False, emoji=False)
+    profile = terminal.printable(profile)
+    console = console or terminal.console()
 
     def table(title: str, *columns: str) -> Table:
         made = Table(title=title, title_justify="left", pad_edge=False)
@@ -203,12 +202,3 @@ def _cells(rows: list[dict[str, Any]], place: int, key: str) -> tuple[str, ...]:
     row = rows[place]
     names = (row["type"], str(row["count"])) if key == "by_type" else (row["name"], row["type"])
     return (*names, f"{row['ms']:.3f}", f"{100 * row['share']:.1f}")
-
-
-def _printable(value: Any) -> Any:
-    """A copy without control characters: operators' names come from files and must not steer the terminal."""
-    if isinstance(value, dict):
-        return {name: _printable(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_printable(item) for item in value]
-    return "".join(c if c.isprintable() else "?" for c in value) if isinstance(value, str) else value

@@ -208,6 +208,8 @@ def evaluate(spec: Mapping[str, Any], record: Record, idle: Mapping[str, Any]) -
         "alone": record.alone,
         "reference_drift": round(drift, 4),
         "reference_ms": _reference_ms(data),
+        "temperature_c": _range([r.facts["temperature_c"] for seen in record.rounds for r in seen.values()]),
+        "load_average": _range([r.facts["load_average"] for seen in record.rounds for r in seen.values()]),
         "speedup_reference": data.against,
         "failed": record.failed,
         "absent": record.absent,
@@ -252,6 +254,11 @@ def evaluate(spec: Mapping[str, Any], record: Record, idle: Mapping[str, Any]) -
         {name: {k: v for k, v in seen.facts.items() if k != "mhz"} for name, seen in r.items()} for r in record.rounds
     ]
     return result
+
+
+def _range(values: list[float | None]) -> list[float] | None:
+    known = [value for value in values if value is not None]
+    return [round(min(known), 2), round(max(known), 2)] if known else None
 
 
 def _reference_ms(data: Data) -> float | None:

@@ -33,6 +33,8 @@ SOME_OTHERS = 0.01
 SWITCHES_PER_S = 250.0  # one every tick of a common scheduler
 ROUND_RANGE = 0.10
 CLOCK_RANGE = 0.05
+HOT_C = 80.0
+"""From here on many boards and laptops slow down."""
 LEAST_TELLING_S = 0.1
 """/proc/stat counts in hundredths of a second: a tenth of a second of others' work tells nothing."""
 
@@ -110,6 +112,9 @@ def reasons(
     void = sum(int(f["void"]).bit_count() for f in facts)
     if void:
         found.append(f"the machine slowed itself down (heat or power): {void} bursts are void")
+    hottest = max((f["temperature_c"] for f in facts if f["temperature_c"] is not None), default=0.0)
+    if hottest >= HOT_C:
+        found.append(f"the machine was {hottest:.0f} degrees Celsius hot")
     governors = sorted({f["governor"] for f in facts})
     if len(governors) > 1:
         found.append(f"the clock's governor changed ({', '.join(governors)})")

@@ -78,7 +78,6 @@ class Benchmark(Measurement):
                 )
                 for name, figures in load.items():
                     measured["candidates"][name]["load"] = figures
-        measured.pop("facts")
         for entry in entries:
             if entry.id in measured["candidates"]:
                 measured["candidates"][entry.id]["size_bytes"] = entry.size_bytes
@@ -91,4 +90,5 @@ class Benchmark(Measurement):
             for figures in measured["candidates"].values():
                 figures["depth"] = "confirm"
         (out / RESULT).write_text(json.dumps(measured, indent=1, sort_keys=True) + "\n")
+        measured.pop("facts")  # round by round they are in the file
         return {**measured, "is_target": native}
