@@ -21,6 +21,8 @@ VERBS = {
     "measure": "measures a built artifact again; keeps the figures beside it",
     "run": "inference with a built artifact",
     "verify": "every file of an artifact against its manifest",
+    "rebuild": "builds again from an artifact's manifest alone and compares the portable files",
+    "store": "looks after stored results: ls, gc, fsck",
 }
 BUILD_PACKAGES = ("hydra", "omegaconf", "rich", "numpy", "yaml")
 HYDRA_FLAGS = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--package", "-p", "--shell-completion", "-sc")

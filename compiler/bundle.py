@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compiler.canonical import file_digest, list_files
+from compiler.disk import copy
 from compiler.runtime.bundle import BUNDLE_VERSION, REFERENCE_ENTRY, SAMPLES, SPEC
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def write(
     for entry in entries:
         (folder / entry.id).mkdir()
         for file in entry.files:
-            shutil.copyfile(file, folder / entry.id / file.name)
+            copy(file, folder / entry.id / file.name)
         rows.append(
             {
                 "id": entry.id, "runtime": entry.runtime, "file": f"{entry.id}/{entry.artifact}",

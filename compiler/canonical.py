@@ -7,6 +7,7 @@ import enum
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePath
 
@@ -67,13 +68,19 @@ def list_files(folder: Path) -> list[Path]:
     Raises:
         ValueError: something below is neither a regular file nor a folder (a link, a socket).
     """
-    files = []
-    for path in folder.rglob("*"):
-        if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise ValueError(f"{path} is not a regular file")
-        if path.is_file():
-            files.append(path)
-    return sorted(files, key=lambda p: p.relative_to(folder).as_posix())
+    found: list[str] = []
+    queue = [""]
+    while queue:
+        prefix = queue.pop()
+        with os.scandir(folder / prefix) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    queue.append(f"{prefix}{entry.name}/")
+                elif entry.is_file(follow_symlinks=False):
+                    found.append(prefix + entry.name)
+                else:
+                    raise ValueError(f"{entry.path} is not a regular file")
+    return [folder / name for name in sorted(found)]
 
 
 def tree_entries(folder: Path) -> list[FileEntry]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,38 @@ def compose(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> Confi
         )
     raw = _hydra_compose(overrides, config_dirs)
     return _typed(raw, config_dirs)
+
+
+def revive(node: Mapping[str, Any]) -> Config:
+    """The configuration that a manifest recorded, checked like a composed one.
+
+    Raises:
+        ConfigError: it is none that this version understands.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(_inert(node))))
+    except (OmegaConfBaseException, TypeError, ValueError, AttributeError) as error:
+        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ConfigError(
+            f"the recorded configuration is none of this version: {first}", fix="build with the version that wrote it"
+        ) from None
+    assert isinstance(config, Config)
+    _check_values(config)
+    return config
+
+
+def _inert(node: Any) -> Any:
+    """A manifest is data: nothing in it is interpolated."""
+    if isinstance(node, Mapping):
+        return {name: _inert(item) for name, item in node.items()}
+    if isinstance(node, list):
+        return [_inert(item) for item in node]
+    if isinstance(node, str) and "${" in node:
+        raise ValueError(f"{node!r} is no value")
+    return node
 
 
 def expand_sweep(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> list[list[str]]:
@@ -180,6 +212,7 @@ def _check_values(config: Config) -> None:
         ("target.cores", config.target.cores, 1),
         ("executor.jobs", config.executor.jobs, 0),
         ("executor.time_limit_s", config.executor.time_limit_s, 0.001),
+        ("executor.memory_limit_mb", config.executor.memory_limit_mb, 0),
         *((f"data.splits.{name}", size, 0) for name, size in dataclasses.asdict(config.data.splits).items()),
         *((f"budget.{f.name}", getattr(config.budget, f.name), -math.inf) for f in dataclasses.fields(Budget)),
     ):

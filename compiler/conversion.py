@@ -49,6 +49,7 @@ class Conversion(Stage):
     """A stage whose result is a model. Subclasses write it in `convert`; the check is here and cannot be skipped."""
 
     inputs: ClassVar[Mapping[str, str]] = {"model": PREVIOUS, "samples": "samples"}
+    numeric: ClassVar[bool] = True
     artifact: ClassVar[str] = ""
     runtime: ClassVar[str] = ""
     runtime_options: ClassVar[Mapping[str, Any]] = {}

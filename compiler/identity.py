@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import os
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,14 +12,19 @@ from typing import Any
 
 from compiler.canonical import digest, plain
 from compiler.errors import IntegrityError
-from compiler.keys import Memo, content_digest, foreign_versions, interpreter, source_closure, tool_version
+from compiler.keys.environment import build_isa, deciding, interpreter
+from compiler.keys.foreign import foreign_identities
+from compiler.keys.memo import Memo, Stamp, content_digest, full_digest, stamps
+from compiler.keys.sources import foreign_imports, source_closure, source_of
+from compiler.keys.tools import Tools
+from compiler.launch import settings
 from compiler.lookup import reference
 from compiler.plan import Plan, Step
 from compiler.runtime.host import describe
 from compiler.schema import Config
 from compiler.stage import Stage
 
-KEY_VERSION = 1
+KEY_VERSION = 2
 
 
 class KeyMaker:
@@ -26,29 +33,28 @@ class KeyMaker:
     def __init__(self, config: Config, memo: Memo) -> None:
         self._config = config
         self._memo = memo
-        self._host: str | None = None
 
     def document(self, step: Step, inputs: Mapping[str, str]) -> dict[str, Any]:
         """What the step's key is the digest of. `inputs` maps roles to the digests of the results that fill them."""
-        tools = sorted(set(step.stage.used_tools()))
-        python = self.python(step)
-        if python is None:
-            versions = {name: tool_version(name) for name in tools}
-            runs_on = interpreter()
-        else:
-            versions, runs_on = foreign_versions(python, tuple(tools))
+        tools, runs_on = self._tools(step)
         document: dict[str, Any] = {
             "key_version": KEY_VERSION,
             "stage": reference(type(step.stage)),
             "fields": {f.name: self._field(step.stage, f.name) for f in dataclasses.fields(step.stage)},
             "inputs": dict(sorted(inputs.items())),
             "source": self.modules(step),
-            "tools": versions,
+            "tools": tools,
             "interpreter": runs_on,
+            "environment": {**settings(), **deciding(self._config.executor.environment)},
         }
+        if step.stage.numeric:
+            document["numeric"] = {
+                "seed": self._config.seed,
+                "threads": len(os.sched_getaffinity(0)),
+                "isa": self._memo.once("isa", "", build_isa),
+            }
         if step.stage.on_host:
-            self._host = self._host or describe()["fingerprint"]
-            document["host"] = self._host
+            document["host"] = self._memo.once("host", "", lambda: describe()["fingerprint"])
         return document
 
     def check_inputs(self, plan: Plan) -> None:
@@ -63,18 +69,63 @@ class KeyMaker:
                 if is_path_field(type(step.stage), item.name):
                     self._field(step.stage, item.name)
 
+    def outside(self, plan: Plan) -> dict[str, dict[str, str]]:
+        """What steps read from outside the store: `step.field` -> `path` as configured, `sha256` of the content."""
+        found = {}
+        for step in plan.steps.values():
+            for name, path in _paths(step.stage).items():
+                digest_ = content_digest(path, self._memo)
+                found[f"{step.name}.{name}"] = {"path": str(getattr(step.stage, name)), "sha256": digest_}
+        return dict(sorted(found.items()))
+
+    def check_fully(self, plan: Plan) -> None:
+        """Hashes every outside file in full, whatever is remembered of it.
+
+        Raises:
+            IntegrityError: one has other content than its size and times say.
+        """
+        seen: set[Path] = set()
+        for step in plan.steps.values():
+            for path in _paths(step.stage).values():
+                if path not in seen and full_digest(path) != content_digest(path, self._memo):
+                    raise IntegrityError(
+                        f"{path} has other content than when it was last read, though its size and times are the same",
+                        fix="check the disk, restore the file, then: python -m compiler store fsck --repair",
+                    )
+                seen.add(path)
+
+    def stamps(self, step: Step) -> dict[str, Stamp]:
+        """Size, times and inode of every outside file that the step reads: equal before and after, nobody wrote."""
+        return {name: seen for path in _paths(step.stage).values() for name, seen in stamps(path).items()}
+
     def modules(self, step: Step) -> dict[str, str]:
         """The first-party modules behind a step and the digests of their source."""
-        roots = ("compiler.worker", type(step.stage).__module__, *step.stage.dynamic_modules())
-        return source_closure(roots, self._memo)
+        return source_closure(_roots(step), self._memo)
 
     def python(self, step: Step) -> str | None:
         """The interpreter of the step's toolchain, or None for ours."""
         return self._config.toolchains[step.toolchain].python if step.toolchain else None
 
+    def look_again(self) -> None:
+        """Source is read anew from here on."""
+        self._memo.forget("closure", "foreign")
+
     def save(self) -> None:
         """Keeps what was read for the next run."""
         self._memo.save()
+
+    def _tools(self, step: Step) -> tuple[dict[str, str], str]:
+        """Identities of the distributions behind the step, and what it runs on."""
+        names = tuple(sorted(set(step.stage.used_tools())))
+        python = self.python(step)
+        if python is not None:
+            return foreign_identities(python, names)
+        tools: Tools = self._memo.once("tools", "", lambda: Tools(self._memo.get))
+        imports = foreign_imports(_roots(step), self._memo)
+        if imports:
+            names += tuple(self._memo.once("owners", "|".join(imports), lambda: tools.owners(imports)))
+        found: dict[str, str] = self._memo.once("identities", "|".join(names), lambda: tools.identities(names))
+        return found, self._memo.once("interpreter", "", interpreter)
 
     def _field(self, stage: Stage, name: str) -> Any:
         """A path counts by its content, everything else by its value."""
@@ -92,6 +143,16 @@ class KeyMaker:
         return {"content": found}
 
 
+def _roots(step: Step) -> tuple[str, ...]:
+    return ("compiler.worker", type(step.stage).__module__, *step.stage.dynamic_modules())
+
+
+def _paths(stage: Stage) -> dict[str, Path]:
+    """The fields of a stage that name something outside the store, and where that lies."""
+    values = {f.name: getattr(stage, f.name) for f in dataclasses.fields(stage) if is_path_field(type(stage), f.name)}
+    return {name: resolve_path(str(value)) for name, value in values.items() if value is not None}
+
+
 def key_of(document: Mapping[str, Any]) -> str:
     """The key of a step: the digest of its document."""
     return digest(document)
@@ -99,8 +160,14 @@ def key_of(document: Mapping[str, Any]) -> str:
 
 def is_path_field(cls: type[Stage], name: str) -> bool:
     """Whether a field names something outside the store."""
-    hint = typing.get_type_hints(cls)[name]
-    return hint is Path or Path in typing.get_args(hint)
+    return name in _path_fields(cls)
+
+
+@functools.cache
+def _path_fields(cls: type[Stage]) -> frozenset[str]:
+    hints = typing.get_type_hints(cls)
+    names = [f.name for f in dataclasses.fields(cls)]
+    return frozenset(n for n in names if hints[n] is Path or Path in typing.get_args(hints[n]))
 
 
 def resolve_path(value: str) -> Path:
@@ -110,27 +177,58 @@ def resolve_path(value: str) -> Path:
     return Path(value).expanduser().absolute()
 
 
-def explain(document: Mapping[str, Any], last: Mapping[str, Any] | None) -> str:
-    """One line: why a step with this key document runs, given the document it had last."""
+def explain(
+    document: Mapping[str, Any], last: Mapping[str, Any] | None, sources: Mapping[str, str] | None = None
+) -> str:
+    """One line: why a step with this key document runs, given the document it had last.
+
+    `sources` names for each role of an input the step that fills it.
+    """
     if last is None or not all(isinstance(last.get(name), dict) for name in ("fields", "tools", "inputs", "source")):
         return "first run"
-    for title, name in (("field", "fields"), ("tool", "tools")):
-        new, old = _leaves(document[name]), _leaves(last[name])
-        for key in sorted({*new, *old}):
-            if new.get(key) != old.get(key):
-                if key.endswith(".content") and key in new and key in old:
-                    return f"the content of {key.removesuffix('.content')} changed"
-                return f"{title} {key}: {_short(old.get(key))} -> {_short(new.get(key))}"
-    for role in sorted({*document["inputs"], *last["inputs"]}):
-        if document["inputs"].get(role) != last["inputs"].get(role):
-            return f"input {role} changed"
-    for module in sorted({*document["source"], *last["source"]}):
-        if document["source"].get(module) != last["source"].get(module):
-            return f"source of {module} changed"
+    found = _changes(document, last, sources or {})
+    if not found:
+        return "result missing or corrupt"
+    return found[0] + (f" (and {len(found) - 1} more)" if len(found) > 1 else "")
+
+
+def _changes(document: Mapping[str, Any], last: Mapping[str, Any], sources: Mapping[str, str]) -> list[str]:
+    """Everything in which two key documents differ, what a person is likeliest to have changed first."""
+
+    def differing(name: str) -> list[tuple[str, Any, Any]]:
+        new, old = _leaves(document.get(name, {})), _leaves(last.get(name, {}))
+        return [(key, old.get(key), new.get(key)) for key in sorted({*new, *old}) if new.get(key) != old.get(key)]
+
+    found = []
+    for key, old, new in differing("fields"):
+        content = key.endswith(".content") and old is not None and new is not None
+        what = f"the content of {key.removesuffix('.content')} changed" if content else ""
+        found.append(what or f"field {key} from {_short(old)} to {_short(new)}")
+    found += [f"{key} {_version(old)} to {_version(new, old)}" for key, old, new in differing("tools")]
+    found += [f"input of {sources.get(role, role)} changed" for role, _, _ in differing("inputs")]
+    found += [f"source of {_file(module)} changed" for module, _, _ in differing("source")]
+    found += [f"environment variable {name} changed" for name, _, _ in differing("environment")]
+    for key, old, new in differing("numeric"):
+        found.append("the CPU's features changed" if key == "isa" else f"{key} from {_short(old)} to {_short(new)}")
     for name in ("interpreter", "host", "stage", "key_version"):
         if document.get(name) != last.get(name):
-            return f"{name} changed: {_short(last.get(name))} -> {_short(document.get(name))}"
-    return "result missing or damaged"
+            found.append(f"{name} from {_short(last.get(name))} to {_short(document.get(name))}")
+    return found
+
+
+def _version(identity: str | None, before: str | None = None) -> str:
+    """A distribution's version; where it is that of before, the files are other ones."""
+    if identity is None:
+        return "absent"
+    version = identity.partition(" ")[0]
+    return f"{version} (other files)" if before is not None and version == before.partition(" ")[0] else version
+
+
+def _file(module: str) -> str:
+    """Where a module's source lies, as one would say it."""
+    found = source_of(module)
+    inside = "/__init__" if found is not None and found.name == "__init__.py" else ""
+    return f"{module.replace('.', '/')}{inside}.py"
 
 
 def _leaves(node: Any, prefix: str = "") -> dict[str, Any]:

@@ -9,29 +9,29 @@ import os
 import shlex
 import shutil
 import signal
+import site
 import subprocess
-import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compiler.canonical import digest, plain
+from compiler.canonical import plain
+from compiler.disk import explained
 from compiler.errors import CompilerError, StepError, from_json
-from compiler.store import explained
+from compiler.keys.environment import DECIDING
+from compiler.keys.foreign import import_path
+from compiler.runtime.memory import private_mb
 
 POLL_S = 0.05
 QUIET_POLL_S = 0.5  # while a step measures, this process must not
+MEMORY_POLL_S, QUIET_MEMORY_POLL_S = 0.25, 2.0
 LOG_TAIL_LINES = 15
 FULL_BYTES = 64 << 10
 """A disk with less left than this is why a step failed, whatever its library called it."""
-KEPT_ENVIRONMENT = (
-    "PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "LD_PRELOAD", "VIRTUAL_ENV",
-    "CUDA_VISIBLE_DEVICES", "CUDA_HOME", "SYSTEMROOT",
-)  # fmt: skip
+PROGRESS = "progress.json"
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,12 @@ class Job:
     modules: list[str]
     interpreter: str
     time_limit_s: float
+    memory_limit_mb: float
     threads: int
+    variables: tuple[str, ...] = ()
+    """Names of environment variables that the worker gets besides those that every worker gets."""
+    seed: int | None = None
+    """For a stage that computes in floating point: where every library's generator of random numbers starts."""
     measures: bool = False
 
 
@@ -56,17 +61,25 @@ class Cancelled(Exception):
 class Worker:
     """A worker process in its folder: started, perhaps ahead of its step, given one job, ended."""
 
-    def __init__(self, interpreter: str, folder: Path, threads: int, preload: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        interpreter: str,
+        folder: Path,
+        threads: int,
+        variables: tuple[str, ...] = (),
+        preload: tuple[str, ...] = (),
+    ) -> None:
         self.folder = folder
         self._log = folder / "log.txt"
-        self._watched = folder / "progress.json"
+        self._watched = folder / PROGRESS
+        self._next_look = 0.0
         with self._log.open("wb") as stream:
             self._process = subprocess.Popen(
                 [interpreter, "-m", "compiler.worker", "--preload", ",".join(preload)],
                 stdin=subprocess.PIPE,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
-                env=environment(interpreter, threads, self._watched),
+                env=environment(interpreter, threads, folder, variables),
                 start_new_session=True,
             )
 
@@ -83,8 +96,10 @@ class Worker:
             "fields": plain(job.fields),
             "inputs": {role: str(path) for role, path in job.inputs.items()},
             "modules": job.modules,
+            "seed": job.seed,
         }
-        request.write_text(json.dumps(record, indent=1))
+        # mappings in the order of their keys: a step cannot depend on an order that its key does not cover
+        request.write_text(json.dumps(record, indent=1, sort_keys=True))
         started = time.monotonic()
         try:
             assert self._process.stdin is not None
@@ -99,12 +114,25 @@ class Worker:
                         fix="raise executor.time_limit_s, or look at the log for what it waits for",
                         details=tail(self._log),
                     )
+                self._check_memory(job)
                 with contextlib.suppress(OSError, ValueError):
                     progress(json.loads(self._watched.read_text()))
                 time.sleep(QUIET_POLL_S if job.measures else POLL_S)
         finally:
             self.end()
         return _judge(job, self.folder, self._process.returncode, tail(self._log), time.monotonic() - started)
+
+    def _check_memory(self, job: Job) -> None:
+        if time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + (QUIET_MEMORY_POLL_S if job.measures else MEMORY_POLL_S)
+        used = private_mb(self._process.pid)
+        if used > job.memory_limit_mb:
+            raise StepError(
+                f"{job.name} used {used:.0f} MB, more than its memory limit of {job.memory_limit_mb:.0f} MB",
+                fix="raise executor.memory_limit_mb if the machine has more, or build a smaller model",
+                details=tail(self._log),
+            )
 
     def end(self) -> None:
         """Kills what is left of the process group and reaps the worker."""
@@ -148,45 +176,38 @@ def _named(error: CompilerError, name: str) -> CompilerError:
 
 
 def reproduce_command(job: Job, folder: Path) -> str:
-    """The shell line that runs a kept failure again."""
-    path = f"PYTHONPATH={import_path(job.interpreter)}"
-    settings = [f"{name}={value}" for name, value in _settings(job.threads).items()]
-    return shlex.join(["env", path, *settings, job.interpreter, "-m", "compiler.worker", str(folder / "request.json")])
+    """The shell line that runs a kept failure again, in an environment that is empty but for what the worker had."""
+    given = environment(job.interpreter, job.threads, folder, job.variables)
+    del given["COMPILER_PARENT"], given["COMPILER_PROGRESS"]
+    settings = [f"{name}={value}" for name, value in sorted(given.items()) if name not in job.variables]
+    secret = [f'{name}="${name}"' for name in sorted(job.variables) if name in os.environ]
+    request = [job.interpreter, "-m", "compiler.worker", str(folder / "request.json")]
+    return " ".join(["env -i", shlex.join(settings), *secret, shlex.join(request)])
 
 
-def environment(interpreter: str, threads: int, progress: Path) -> dict[str, str]:
-    """The worker's environment: an allow-list of ours, and settings that make results repeatable."""
-    kept = {name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ}
+def environment(interpreter: str, threads: int, folder: Path, variables: Iterable[str] = ()) -> dict[str, str]:
+    """The worker's whole environment: settings that make results repeatable, and what keys cover of the user's own.
+
+    `folder` is the worker's own: its home and its temporary files lie there, and are gone when it is.
+    """
+    kept = {name: os.environ[name] for name in (*DECIDING, *variables) if name in os.environ}
     return {
-        **kept, **_settings(threads), "PYTHONPATH": import_path(interpreter), "COMPILER_PROGRESS": str(progress),
-        "COMPILER_PARENT": str(os.getpid()),
+        **settings(), "OMP_NUM_THREADS": str(threads),
+        "PATH": os.pathsep.join([str(Path(interpreter).parent), "/usr/local/bin", "/usr/bin", "/bin"]),
+        "HOME": str(folder), "TMPDIR": str(folder),
+        "PYTHONUSERBASE": site.getuserbase(), "PYTHONPATH": import_path(interpreter),
+        "COMPILER_PROGRESS": str(folder / PROGRESS), "COMPILER_PARENT": str(os.getpid()), **kept,
     }  # fmt: skip
 
 
-def import_path(interpreter: str) -> str:
-    """PYTHONPATH for a worker: this package, and what the user put there.
-
-    Another interpreter must not see our site-packages, so it gets a folder that holds a link to this package alone.
-    """
-    package = Path(__file__).resolve().parent
-    parent = package.parent
-    if interpreter != sys.executable:
-        parent = Path(tempfile.gettempdir()) / f"compiler-import-{os.getuid()}-{digest(str(package))[:12]}"
-        parent.mkdir(mode=0o700, exist_ok=True)
-        if parent.stat().st_uid != os.getuid():
-            raise StepError(f"{parent} belongs to another user", fix="remove it, or set TMPDIR")
-        link = parent / package.name
-        if not link.is_symlink():
-            with contextlib.suppress(FileExistsError):
-                link.symlink_to(package)
-    return os.pathsep.join([str(parent), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))])
-
-
-def _settings(threads: int) -> dict[str, str]:
+def settings() -> dict[str, str]:
+    """What is the same in every worker, whoever starts it; keys cover it."""
     return {
         "PYTHONHASHSEED": "0",
         "PYTHONDONTWRITEBYTECODE": "1",
-        "OMP_NUM_THREADS": str(threads),
+        "LANG": "C.UTF-8",
+        "LC_ALL": "C.UTF-8",
+        "TZ": "UTC",
         "TF_CPP_MIN_LOG_LEVEL": "2",
         "TF_ENABLE_ONEDNN_OPTS": "0",
         "CUDA_MODULE_LOADING": "LAZY",

@@ -41,6 +41,11 @@ def backend_module(name: str) -> ModuleType:
         raise unknown_name("backend", name, _children(BACKENDS)) from None
 
 
+def backends() -> list[str]:
+    """The names of the project's own backends."""
+    return _children(BACKENDS)
+
+
 def stage_class(name: str, backend: str | None = None) -> type[Stage]:
     """The class of the stage `name`: the backend's own if it has one, else the core's; `backend.stage` names one.
 

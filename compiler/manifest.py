@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from compiler import __version__
 from compiler.canonical import plain
-from compiler.keys import tool_version
+from compiler.keys.environment import build_isa, interpreter
+from compiler.keys.tools import tool_version
 from compiler.outcome import Outcome
 from compiler.plan import CandidatePlan, Plan, evaluation_name
 from compiler.runtime.verify import files_digest
@@ -40,14 +42,23 @@ LATENCY_KEYS = (
 )
 
 
-def assemble(plan: Plan, outcome: Outcome) -> dict[str, Any]:
-    """The manifest of a finished build, in the form of `schemas/manifest.schema.json`."""
+def assemble(plan: Plan, outcome: Outcome, inputs: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+    """The manifest of a finished build, in the form of `schemas/manifest.schema.json`.
+
+    `inputs` are the files from outside that the steps read: `step.field` -> `path`, `sha256`.
+    """
     config = plan.config
     package = outcome.facts("package")
     benchmark = outcome.facts("benchmark")
+    not_portable = plan.steps["package"].stage.not_portable
     entries = {entry.path: entry for entry in outcome.results["package"].entries}
     files = [
-        {**file, "size_bytes": entries[file["path"]].size, "sha256": entries[file["path"]].sha256}
+        {
+            **file,
+            "size_bytes": entries[file["path"]].size,
+            "sha256": entries[file["path"]].sha256,
+            "portable": file["path"] not in not_portable,
+        }
         for file in package["files"]
     ]
     now = datetime.now(UTC)
@@ -83,6 +94,7 @@ def assemble(plan: Plan, outcome: Outcome) -> dict[str, Any]:
         ],
         "environment": _environment(plan),
         "config": plain(config),
+        "inputs": plain(inputs),
         "data": outcome.facts("samples"),
     }  # fmt: skip
 
@@ -285,6 +297,8 @@ def _environment(plan: Plan) -> dict[str, Any]:
     return {
         "compiler": __version__,
         "python": platform.python_version(),
+        "interpreter": interpreter(),
+        "build_isa": build_isa(),
         "packages": {name: tool_version(name) for name in names if tool_version(name) != "absent"},
         "git_commit": commit,
         "dirty": dirty,

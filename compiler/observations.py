@@ -18,11 +18,13 @@ from typing import Any
 from compiler import bundle
 from compiler.bundle import Entry
 from compiler.canonical import file_digest
+from compiler.disk import write_atomically
 from compiler.errors import ConfigError, IntegrityError
 from compiler.runtime.measure import RAW, RESULT
 from compiler.runtime.verify import MANIFEST, read_manifest, verify
 from compiler.stages._measurement import artifact_files, entry_of, images_of
-from compiler.store import Result, Store, write_atomically
+from compiler.store import Result, Store
+from compiler.store.records import read_sealed
 
 HOME = ".observations"
 OBSERVATION = "observation.json"
@@ -45,11 +47,9 @@ def store_of(folder: Path, manifest: Mapping[str, Any]) -> Store | None:
     records = artifacts / ".store" / "versions"
     if folder.relative_to(artifacts).as_posix() != place or not records.is_dir():
         return None
-    wanted = f"{place}\n{file_digest(folder / MANIFEST)}"
-    for record in records.iterdir():
-        with contextlib.suppress(OSError, UnicodeDecodeError):
-            if record.is_file() and record.read_text() == wanted:
-                return Store(artifacts / ".store")
+    wanted = {"version": place, "manifest": file_digest(folder / MANIFEST)}
+    if any(read_sealed(record) == wanted for record in records.glob("*.json")):
+        return Store(artifacts / ".store")
     return None
 
 

@@ -10,7 +10,8 @@ from typing import Any
 from compiler import lookup
 from compiler.canonical import encode, plain
 from compiler.errors import ConfigError, MissingToolError, did_you_mean, unknown_name
-from compiler.keys import foreign_versions, tool_version
+from compiler.keys.foreign import foreign_identities
+from compiler.keys.tools import tool_version
 from compiler.lookup import reference, stage_class
 from compiler.runtime.names import DISTRIBUTIONS
 from compiler.schema import Candidate, Config
@@ -286,16 +287,17 @@ def make_stage(cls: type[Stage], fields: Mapping[str, Any], step: str) -> Stage:
     return stage
 
 
-def check_tools(plan: Plan) -> None:
-    """Sees to it that what the steps call is installed, before any step runs.
+def check_tools(plan: Plan, names: list[str] | None = None) -> None:
+    """Sees to it that what the steps (`names` and what they need; all) call is installed, before any step runs.
 
     Raises:
         MissingToolError: something lacks; the message names it and the line that installs it.
     """
     lacking: dict[str, str] = {}
-    for step in plan.steps.values():
+    for name in plan.steps if names is None else plan.ancestors(names):
+        step = plan.steps[name]
         if step.toolchain:
-            foreign_versions(plan.config.toolchains[step.toolchain].python, ())
+            foreign_identities(plan.config.toolchains[step.toolchain].python, ())
             continue
         for tool in step.stage.used_tools():
             if tool_version(tool) == "absent":

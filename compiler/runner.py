@@ -16,15 +16,19 @@ from typing import Any
 from compiler import launch
 from compiler.canonical import plain
 from compiler.conversion import SIGNATURE
+from compiler.disk import explain_os_errors
 from compiler.errors import CompilerError, ConfigError, StepError
 from compiler.identity import KeyMaker, explain, is_path_field, key_of, resolve_path
 from compiler.lookup import reference
 from compiler.outcome import Outcome, StepRecord, Watcher
 from compiler.plan import BRIEF, Plan, Step, evaluation_name
+from compiler.runtime.memory import total_mb
 from compiler.selection import Evidence, contenders, demand
-from compiler.store import Result, Store, explain_os_errors
+from compiler.store import Result, Store, locks
+from compiler.turns import turn
 
 MAX_JOBS = 4
+MEMORY_SHARE = 0.95
 
 
 class _Damaged(Exception):
@@ -47,6 +51,10 @@ class Runner:
         cores = len(os.sched_getaffinity(0))
         self._jobs = config.executor.jobs if config.executor.jobs > 0 else max(1, min(cores, MAX_JOBS))
         self._cores = cores
+        self._variables = tuple(config.executor.environment)
+        self._memory_limit_mb = config.executor.memory_limit_mb or MEMORY_SHARE * total_mb()
+        self._store.on_damage = watcher.note
+        self._store.needs(self._scope())
 
     def run(self) -> Outcome:
         """Runs what a build needs, evaluations only as far as selection asks for them.
@@ -67,6 +75,18 @@ class Runner:
         self._select()
         self._package()
         return outcome
+
+    def make(self, names: list[str]) -> Outcome:
+        """Makes the results of the steps `names` and of what they need, and nothing else.
+
+        Raises:
+            CompilerError: a step failed.
+        """
+        self._ensure(names)
+        for name in names:
+            if name in self._outcome.failures:
+                raise self._outcome.failures[name]
+        return self._outcome
 
     def _evaluate(self, measured: str) -> None:
         """Runs the evaluations that selection asks for, given the figures of the step `measured`."""
@@ -117,6 +137,9 @@ class Runner:
             step, stage=stage, inputs={**step.inputs, "model": candidate.result, **extra}
         )
         self._ensure(["package"])
+        if "package" not in self._intact and not self._store.verify_fully(self._outcome.results["package"]):
+            del self._outcome.results["package"]  # what is delivered was read in full, whatever was remembered of it
+            self._ensure(["package"])
 
     def _evidence(self, measured: str) -> Evidence:
         """What is known, with the latencies that the step `measured` took."""
@@ -198,7 +221,7 @@ class Runner:
             measuring = any(self._plan.steps[n].stage.measures for n in running.values())
             document = self._keys.document(step, {role: outcome.results[s].digest for role, s in sources.items()})
             key = key_of(document)
-            known = self._store.lookup(key)
+            known = self._store.take(key)
             if known is not None:
                 pending.remove(name)
                 self._dismiss(name)
@@ -229,7 +252,7 @@ class Runner:
             stack = contextlib.ExitStack()
             folder = stack.enter_context(self._store.work_folder(step.name.replace("/", "_")))
             interpreter = self._keys.python(step) or sys.executable
-            worker = launch.Worker(interpreter, folder, self._cores, step.stage.preload())
+            worker = launch.Worker(interpreter, folder, self._cores, self._variables, step.stage.preload())
             stack.callback(worker.end)
             self._ahead[name] = (worker, stack)
 
@@ -255,8 +278,22 @@ class Runner:
 
     def _execute(self, step: Step, document: dict[str, Any], sources: dict[str, str]) -> Result:
         key = key_of(document)
-        with explain_os_errors(self._store.root), self._store.lock(key):
-            known = self._store.lookup(key)
+
+        def waiting(holder: str) -> None:
+            self._watcher.note(f"{step.name}: waiting for another build that makes it ({holder})")
+
+        try:
+            with self._store.lock(key, waiting, self._cancel):
+                return self._execute_locked(step, document, sources, key)
+        except locks.Cancelled:
+            raise StepError(f"{step.name} was ended with the build") from None
+
+    def _execute_locked(self, step: Step, document: dict[str, Any], sources: dict[str, str], key: str) -> Result:
+        def waiting(what: str) -> None:
+            self._watcher.note(f"{step.name}: {what}")
+
+        with explain_os_errors(self._store.root):
+            known = self._store.take(key)
             if known is not None:  # another build made it while we waited
                 self._record(step, known, "reused", "made by another build")
                 self._watcher.ended(step.name, "reused", 0.0)
@@ -271,9 +308,9 @@ class Runner:
                     raise _Damaged(source)
                 self._intact.add(result.digest)
                 inputs[role] = result.path
-            why = explain(document, self._store.last(self._scope(), step.name))
-            if why == "first run" and self._store.state(key) == "damaged":
-                why = "result missing or damaged"
+            why = explain(document, self._store.last(self._scope(), step.name), step.inputs)
+            if self._store.state(key) == "damaged":
+                why = "result missing or corrupt"
             self._watcher.started(step.name, why)
             with contextlib.ExitStack() as stack:
                 ahead = self._ahead.pop(step.name, None)
@@ -282,8 +319,11 @@ class Runner:
                     worker = ahead[0]
                 else:
                     folder = stack.enter_context(self._store.work_folder(step.name.replace("/", "_")))
-                    worker = launch.Worker(self._keys.python(step) or sys.executable, folder, self._cores)
+                    worker = launch.Worker(
+                        self._keys.python(step) or sys.executable, folder, self._cores, self._variables
+                    )
                     stack.callback(worker.end)
+                stack.enter_context(turn(step.stage.measures, waiting, self._cancel))
                 result = self._run_worker(step, document, inputs, worker, key)
             self._record(step, result, "executed", why)
             self._store_last(step, document)
@@ -300,10 +340,14 @@ class Runner:
             inputs=inputs,
             modules=sorted(document["source"]),
             interpreter=self._keys.python(step) or sys.executable,
+            memory_limit_mb=self._memory_limit_mb,
+            variables=self._variables,
+            seed=self._plan.config.seed if step.stage.numeric else None,
             time_limit_s=min(self._plan.config.executor.time_limit_s, step.stage.time_limit_s),
             threads=self._cores,
             measures=step.stage.measures,
         )
+        before = self._keys.stamps(step)
         try:
             seconds = worker.run(
                 job, self._cancel, lambda p: self._watcher.progressed(step.name, p["done"], p["total"], p["what"])
@@ -317,12 +361,13 @@ class Runner:
                 error.details.append(f"log: {kept / 'log.txt'}")
             raise
         digests = {role: document["inputs"][role] for role in inputs}
-        if key_of(self._keys.document(step, digests)) != key:
+        self._keys.look_again()
+        if self._keys.stamps(step) != before or key_of(self._keys.document(step, digests)) != key:
             raise ConfigError(
                 f"{step.name}: a file that the step reads was changed while it ran; its result was thrown away",
                 fix="run again once nothing writes to the inputs",
             )
-        return self._store.commit(key, document, worker.folder / "out", seconds)
+        return self._store.commit(key, document, worker.folder / "out", seconds, step.name, self._scope())
 
     def _record(self, step: Step, result: Result, status: str, why: str) -> None:
         outputs = tuple(entry.sha256 for entry in result.entries)

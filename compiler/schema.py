@@ -95,7 +95,13 @@ class Executor:
     """How steps are run."""
 
     jobs: int = 0
+    """Steps that run at the same time; 0: as many as there are cores, four at most."""
     time_limit_s: float = 3600.0
+    """Of one step."""
+    memory_limit_mb: float = 0.0
+    """Of one step with all that it starts; 0: 95 % of what the machine, or its control group, has."""
+    environment: list[str] = field(default_factory=list)
+    """Names of environment variables that steps get besides the settings of every step; keys cover their values."""
 
 
 @dataclass

@@ -44,7 +44,17 @@ class Stage(ABC):
     """Whether the step takes times: it then runs alone."""
     on_host: ClassVar[bool] = False
     """Whether the result is a statement about this host: its key then covers the host's fingerprint."""
+    numeric: ClassVar[bool] = False
+    """Whether the result holds numbers that were computed in floating point: its key then covers the build's seed, the
+    number of threads, and the CPU features that choose kernels."""
+    not_portable: ClassVar[Mapping[str, str]] = {}
+    """File name -> why it may differ between two runs of one key. What measures is as a whole no portable result."""
     time_limit_s: ClassVar[float] = 3600.0
+
+    @classmethod
+    def portable(cls) -> bool:
+        """Whether one key gives the same bytes wherever it is built, but for the files in `not_portable`."""
+        return not (cls.measures or cls.on_host)
 
     @abstractmethod
     def run(self, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from compiler.canonical import digest, file_digest, plain
-from compiler.errors import ConfigError
-from compiler.keys import Memo
+from compiler.disk import copy, explain_os_errors, fsync, make_folder, write_atomically
+from compiler.errors import ConfigError, IntegrityError
+from compiler.keys.memo import Memo
 from compiler.outcome import Outcome
 from compiler.runtime.verify import MANIFEST, read_manifest
 from compiler.schema import Config
-from compiler.store import Store, explain_os_errors, remove_tree, write_atomically
+from compiler.store import Store
+from compiler.store.records import read_sealed, sealed
 
 LATEST = "latest"
 DELIVERABLE = ("pass", "provisional")
@@ -37,9 +37,11 @@ def identity(config: Config, outcome: Outcome) -> str:
 def find(artifacts: Path, store: Store, name: str, memo: Memo) -> Path | None:
     """The intact version whose identity is `name`, or None."""
     try:
-        relative, wanted = (store.root / "versions" / name).read_text().split("\n")
-        folder = artifacts / relative
-        if memo.get("sha256", folder / MANIFEST, file_digest) != wanted:
+        record = read_sealed(_record(store, name))
+        if record is None:
+            return None
+        folder: Path = artifacts / record["version"]
+        if memo.get("sha256", folder / MANIFEST, file_digest) != record["manifest"]:
             return None
         _, manifest = read_manifest(folder)
         for file in manifest["files"]:
@@ -65,30 +67,37 @@ def write(artifacts: Path, store: Store, name: str, manifest: dict[str, Any], ou
     home = version.parent
     source = outcome.results["package"].path
     with explain_os_errors(artifacts):
-        home.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=home))
-        try:
+        make_folder(home)
+        with store.work_folder("version") as work:
+            temporary = work / version.name
+            temporary.mkdir()
             for file in manifest["files"]:
-                shutil.copyfile(source / file["path"], temporary / file["path"])
-                (temporary / file["path"]).chmod(0o444)
+                target = temporary / file["path"]
+                copy(source / file["path"], target)
+                if file_digest(target) != file["sha256"]:
+                    raise IntegrityError(
+                        f"the copy of {file['path']} is not what the store holds", fix="check the disk, then run again"
+                    )
+                target.chmod(0o444)
             text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
             write_atomically(temporary / MANIFEST, text.encode())
             (temporary / MANIFEST).chmod(0o444)
             for path in temporary.iterdir():
-                _fsync(path)
-            temporary.chmod(0o755)
+                fsync(path)
+            fsync(temporary)
             temporary.rename(version)
-        except BaseException:
-            remove_tree(temporary)
-            raise
-        _fsync(home)
-        record = f"{version.relative_to(artifacts)}\n{file_digest(version / MANIFEST)}"
-        write_atomically(store.root / "versions" / name, record.encode())
-        point_latest(version, manifest["status"])
+        fsync(home)
+        place = version.relative_to(artifacts).as_posix()
+        store.write(_record(store, name), sealed({"version": place, "manifest": file_digest(version / MANIFEST)}))
+        point_latest(store, version, manifest["status"])
     return version
 
 
-def point_latest(version: Path, status: str) -> None:
+def _record(store: Store, name: str) -> Path:
+    return store.root / "versions" / f"{name}.json"
+
+
+def point_latest(store: Store, version: Path, status: str) -> None:
     """Makes `latest` name this version, if its status lets it be delivered."""
     if status not in DELIVERABLE:
         return
@@ -100,15 +109,7 @@ def point_latest(version: Path, status: str) -> None:
         )
     if link.is_symlink() and os.readlink(link) == version.name:  # noqa: PTH115
         return
-    temporary = version.parent / f".{LATEST}-{os.getpid()}"
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(version.name)
-    temporary.replace(link)
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with store.work_folder("latest") as work:
+        (work / LATEST).symlink_to(version.name)
+        (work / LATEST).replace(link)
+    fsync(version.parent)

@@ -15,6 +15,8 @@ import dataclasses
 import importlib
 import json
 import os
+import random
+import shutil
 import signal
 import sys
 import sysconfig
@@ -72,12 +74,16 @@ def main(argv: list[str]) -> int:
     folder = request_path.parent
     request = json.loads(request_path.read_text())
     out = folder / "out"
-    out.mkdir(exist_ok=True)
+    if out.exists():  # a kept failure is run again
+        shutil.rmtree(out)
+    out.mkdir()
+    with contextlib.suppress(OSError):  # where memory runs out, the system should end this process and not the build
+        Path("/proc/self/oom_score_adj").write_text("500")
     try:
         facts = _run(request, out)
         write_json(out / FACTS, facts)
         _audit(request.get("modules"))
-        answer: dict[str, Any] = {"ok": True}
+        answer: dict[str, Any] = {"ok": True, "loaded": _loaded()}
         code = 0
     except CompilerError as error:
         answer = {"ok": False, **error.to_json()}
@@ -98,7 +104,22 @@ def main(argv: list[str]) -> int:
 
 def _run(request: dict[str, Any], out: Path) -> dict[str, Any]:
     stage = build_stage(lookup.load(request["stage"]), request["fields"])
+    if request.get("seed") is not None:
+        _seed(request["seed"], stage.used_tools())
     return stage.run({role: Path(path) for role, path in request["inputs"].items()}, out)
+
+
+def _seed(seed: int, tools: tuple[str, ...]) -> None:
+    """Libraries draw random numbers where nobody expects it: each starts from the seed that the key covers."""
+    random.seed(seed)
+    if "numpy" in tools:
+        import numpy as np
+
+        np.random.seed(seed % 2**32)
+    if "torch" in tools:
+        import torch
+
+        torch.manual_seed(seed)
 
 
 def _audit(allowed: list[str] | None) -> None:
@@ -117,6 +138,17 @@ def _audit(allowed: list[str] | None) -> None:
             f"the step loaded modules that its key does not cover: {', '.join(stray)}",
             fix="name them in the stage's dynamic_modules()",
         )
+
+
+def _loaded() -> list[str]:
+    """Top-level names of installed modules that were loaded: what the step's tools and all they require must bring."""
+    return sorted(
+        {
+            name.partition(".")[0]
+            for name, module in list(sys.modules.items())
+            if "site-packages" in (getattr(module, "__file__", None) or "")
+        }
+    )
 
 
 def _is_first_party(name: str, file: str | None) -> bool:

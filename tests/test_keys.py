@@ -16,7 +16,9 @@ from compiler import canonical, identity
 from compiler.config import compose
 from compiler.errors import ConfigError
 from compiler.identity import KeyMaker, explain, key_of
-from compiler.keys import Memo, content_digest, source_closure
+from compiler.keys.memo import Memo, content_digest
+from compiler.keys.sources import source_closure
+from compiler.keys.tools import Tools
 from compiler.plan import make_plan
 from compiler.runtime import host
 from compiler.worker import build_stage
@@ -82,13 +84,18 @@ def test_an_override_changes_the_keys_of_the_steps_it_concerns_and_no_others(
 
 def test_explanation_names_the_field_and_both_values(tmp_path: Path) -> None:
     before, after = _documents(memo=tmp_path / "m"), _documents("steps.export.opset=20", memo=tmp_path / "m")
-    assert explain(after["export"], before["export"]) == "field opset: 18 -> 20"
+    assert explain(after["export"], before["export"]) == "field opset from 18 to 20"
     assert explain(after["export"], None) == "first run"
-    assert explain(after["export"], after["export"]) == "result missing or damaged"
+    assert explain(after["export"], after["export"]) == "result missing or corrupt"
     changed = {**after["export"], "source": {**after["export"]["source"], "compiler.stages.export": "0"}}
-    assert explain(changed, after["export"]) == "source of compiler.stages.export changed"
-    newer = {**after["export"], "tools": {**after["export"]["tools"], "torch": "9.9"}}
-    assert explain(newer, after["export"]).startswith("tool torch: ")
+    assert explain(changed, after["export"]) == "source of compiler/stages/export.py changed"
+    was = after["export"]["tools"]["torch"].split()
+    newer = {**after["export"], "tools": {**after["export"]["tools"], "torch": f"9.9 {was[1]}"}}
+    assert explain(newer, after["export"]) == f"torch {was[0]} to 9.9"
+    other = {**after["export"], "tools": {**after["export"]["tools"], "torch": f"{was[0]} 00"}}
+    assert explain(other, after["export"]) == f"torch {was[0]} to {was[0]} (other files)"
+    fused = {**after["fuse"], "inputs": {"model": "1"}}
+    assert explain(fused, after["fuse"], {"model": "export"}) == "input of export changed (and 1 more)"
 
 
 def test_a_path_counts_by_its_content(tmp_path: Path) -> None:
@@ -159,7 +166,7 @@ def test_an_old_figure_is_a_miss_on_another_host_or_with_another_runtime_or_prot
     assert key() == here
     assert key("steps.benchmark.min_calls=10") != here and key("target.threads=1") != here
     with monkeypatch.context() as patch:
-        patch.setattr(identity, "tool_version", lambda name: "9.9" if name == "openvino" else "1.0")
+        patch.setattr(Tools, "identities", lambda self, names: dict.fromkeys(names, "9.9"))
         assert key() != here
     with monkeypatch.context() as patch:
         patch.setattr(identity, "describe", lambda: {"fingerprint": "another host"})

@@ -63,6 +63,7 @@ class Export(Stage):
     """The classifier as `model.npz`: each class sums the pixels of its own rows."""
 
     inputs: ClassVar[Mapping[str, str]] = {"samples": "samples"}
+    numeric: ClassVar[bool] = True
     tools: ClassVar[tuple[str, ...]] = ("numpy",)
 
     scale: float = 1.0

@@ -14,7 +14,7 @@ from compiler.commands.arguments import ConfigArguments, parse_config_arguments,
 from compiler.config import compose, expand_sweep
 from compiler.errors import CompilerError, GateError, InterruptedBuild, StepError
 from compiler.identity import KeyMaker
-from compiler.keys import Memo
+from compiler.keys.memo import Memo
 from compiler.plan import check_tools, make_plan
 from compiler.schema import Config
 from compiler.store import Store
@@ -54,9 +54,9 @@ def _build(overrides: list[str], options: ConfigArguments) -> tuple[dict[str, An
     try:
         config = compose(overrides, options.config_dirs)
         artifacts = Path(config.artifacts_dir)
-        store = Store(artifacts.absolute() / ".store")
-        memo = Memo(store.root / "memo.json")
-        folder, manifest, executed, new = _run_steps(config, artifacts, store, memo, KeyMaker(config, memo))
+        with Store(artifacts.absolute() / ".store") as store:
+            memo = Memo(store.root / "memo.json", store.write)
+            folder, manifest, executed, new = _run_steps(config, artifacts, store, memo, KeyMaker(config, memo))
     except InterruptedBuild:
         raise
     except CompilerError as error:
@@ -111,10 +111,11 @@ def _run_steps(
         with store.lock(f"version-{name}"):  # two builds of the same thing write one version
             known = versions.find(root, store, name, memo)
             if known is None:
-                manifest = assemble(plan, outcome)
+                keys.check_fully(plan)
+                manifest = assemble(plan, outcome, keys.outside(plan))
                 while versions.folder_of(root, manifest).exists():  # a damaged version of this very second
                     time.sleep(0.2)
-                    manifest = assemble(plan, outcome)
+                    manifest = assemble(plan, outcome, keys.outside(plan))
                 folder = versions.write(root, store, name, manifest, outcome)
                 versions.find(root, store, name, memo)  # remembers the digests, so that the next call is quick
                 keys.save()

@@ -85,6 +85,7 @@ def _measure(first: Path, second: Path, samples: Path | None) -> dict[str, Any]:
     from compiler.observations import pair_bundle
     from compiler.progress import watcher
     from compiler.runtime.measure import measure
+    from compiler.turns import turn
 
     with (
         pair_bundle(first, second, samples) as bundle,
@@ -94,7 +95,8 @@ def _measure(first: Path, second: Path, samples: Path | None) -> dict[str, Any]:
         watching.planned(1)
         watching.started("measure", "both together")
         began = time.monotonic()
-        result = measure(bundle, Path(out), lambda d, t, what: watching.progressed("measure", d, t, what))
+        with turn(True, watching.note):
+            result = measure(bundle, Path(out), lambda d, t, what: watching.progressed("measure", d, t, what))
         watching.ended("measure", "executed", time.monotonic() - began)
     for name in ("A", "B"):
         if name not in result["candidates"]:

@@ -13,7 +13,7 @@ from typing import Any
 from compiler.commands.arguments import parse_config_arguments
 from compiler.config import compose
 from compiler.errors import ConfigError
-from compiler.keys import tool_version
+from compiler.keys.tools import tool_version
 from compiler.overrides import options
 from compiler.plan import make_plan
 from compiler.runtime import host

@@ -80,6 +80,7 @@ def _measure(bundle: Path, out: Path, everything: bool) -> None:
     from compiler.progress import watcher
     from compiler.runtime.depths import measure_bundle
     from compiler.runtime.measure import measure
+    from compiler.turns import turn
 
     with watcher() as watching:
         watching.planned(1)
@@ -89,7 +90,8 @@ def _measure(bundle: Path, out: Path, everything: bool) -> None:
             watching.progressed("measure", done, total, what)
 
         began = time.monotonic()
-        (measure_bundle if everything else measure)(bundle, out, tell)
+        with turn(True, watching.note):
+            (measure_bundle if everything else measure)(bundle, out, tell)
         watching.ended("measure", "executed", time.monotonic() - began)
 
 
@@ -99,6 +101,7 @@ def _sweep(bundle: Path, folder: Path, manifest: dict[str, Any], given: Any) -> 
     from compiler.report import print_curves
     from compiler.runtime import sweep
     from compiler.runtime.host import profile
+    from compiler.turns import turn
 
     cores = int(profile()["cores"])
     counts = sorted({n for n in (1, 2, 4, 8, 16, 32, 64, 128) if n < cores} | {cores})
@@ -112,7 +115,8 @@ def _sweep(bundle: Path, folder: Path, manifest: dict[str, Any], given: Any) -> 
         watching.planned(1)
         watching.started("sweep", "asked for")
         began = time.monotonic()
-        found = sweep.sweep(bundle, protocol, lambda done, total, what: watching.progressed("sweep", done, total, what))
+        with turn(True, watching.note):
+            found = sweep.sweep(bundle, protocol, lambda n, total, what: watching.progressed("sweep", n, total, what))
         watching.ended("sweep", "executed", time.monotonic() - began)
     file = append_curves(folder, found)
     if given.json:

@@ -10,7 +10,7 @@ from typing import Any
 from compiler.commands.arguments import parse_config_arguments
 from compiler.config import compose, expand_sweep
 from compiler.identity import KeyMaker, explain, key_of
-from compiler.keys import Memo
+from compiler.keys.memo import Memo
 from compiler.plan import BRIEF, Plan, Step, make_plan
 from compiler.store import Result, Store
 
@@ -24,13 +24,13 @@ def run(arguments: list[str]) -> int:
     plans: list[dict[str, Any]] = []
     for job in jobs:
         config = compose(job, options.config_dirs)
-        store = Store(Path(config.artifacts_dir).absolute() / ".store")
-        keys = KeyMaker(config, Memo(store.root / "memo.json"))
-        plan = make_plan(config)
-        keys.check_inputs(plan)
-        plans.append({"model": config.model.name, "target": config.target.name, "steps": rows(plan, store, keys)})
-        if store.root.is_dir():
-            keys.save()
+        with Store(Path(config.artifacts_dir).absolute() / ".store") as store:
+            keys = KeyMaker(config, Memo(store.root / "memo.json", store.write))
+            plan = make_plan(config)
+            keys.check_inputs(plan)
+            plans.append({"model": config.model.name, "target": config.target.name, "steps": rows(plan, store, keys)})
+            if store.root.is_dir():
+                keys.save()
     if options.json:
         print(json.dumps(plans if options.multirun else plans[0], indent=1))
         return 0
@@ -73,7 +73,9 @@ def rows(plan: Plan, store: Store, keys: KeyMaker) -> list[dict[str, Any]]:
             elif step.on_demand:
                 row |= {"state": "on demand", "why": "run if selection asks for it"}
             else:
-                why = explain(document, store.last(scope, step.name))
+                why = explain(document, store.last(scope, step.name), step.inputs)
+                if store.state(key) == "damaged":
+                    why = "result missing or corrupt"
                 row |= {"state": "miss", "why": why}
         out.append(row)
     return out

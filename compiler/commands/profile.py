@@ -47,10 +47,12 @@ def run(arguments: list[str]) -> int:
         )
 
     from compiler.observations import HOME, store_of, version_bundle
+    from compiler.turns import turn
 
     # what a build on this host wrote names its user's own code; anybody else's manifest must be allowed to
     allowed = tuple(given.runtime) if store_of(folder, manifest) is None else None
-    with version_bundle(folder, samples=given.samples, runtimes=tuple(given.runtime)) as (bundle, manifest):
+    bundled = version_bundle(folder, samples=given.samples, runtimes=tuple(given.runtime))
+    with bundled as (bundle, manifest), turn(True, lambda what: print(what, file=sys.stderr, flush=True)):
         file, profile = profile_bundle(bundle, manifest, folder.parent / HOME / folder.name, given.calls, allowed)
     if given.json:
         print(json.dumps(profile, indent=1, ensure_ascii=False))

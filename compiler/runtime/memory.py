@@ -16,6 +16,36 @@ def resident_mb(pid: int) -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
 
 
+def private_mb(pid: int) -> float:
+    """Memory in MB (2^20 bytes) that a process and all that it started have for themselves.
+
+    What is mapped from files is not counted, because the system can take it back.
+    """
+    pages, queue = 0, [pid]
+    while queue:
+        process = queue.pop()
+        try:
+            _, resident, shared, *_ = map(int, Path(f"/proc/{process}/statm").read_text().split())
+            threads = os.listdir(f"/proc/{process}/task")  # noqa: PTH208 - names are all that is needed
+        except (OSError, ValueError):
+            continue
+        pages += resident - shared
+        for thread in threads:
+            queue += map(int, _read(f"/proc/{process}/task/{thread}/children").split())
+    return pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
+
+
+def total_mb() -> float:
+    """Memory in MB (2^20 bytes) that the host has, or the control group may use where that is less."""
+    match = re.search(r"MemTotal:\s+(\d+) kB", _read("/proc/meminfo"))
+    total = int(match.group(1)) / 1024 if match else float("inf")
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        most = _read(limit).strip()
+        if most.isdigit():
+            total = min(total, int(most) / (1 << 20))
+    return total
+
+
 def available_mb() -> float:
     """Memory that processes here can still get, in MB: the host's, or the control group's where that is less."""
     match = re.search(r"MemAvailable:\s+(\d+) kB", _read("/proc/meminfo"))

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+RECORD = "calibration.json"
+
+
 @dataclasses.dataclass(kw_only=True)
 class Calibrate(Stage):
     """Writes `samples.npy` (uint8, in order), `histograms.npz` (per float tensor: int64 counts and the range they span)
@@ -27,6 +30,7 @@ class Calibrate(Stage):
     """
 
     inputs: ClassVar[Mapping[str, str]] = {"model": "fuse", "samples": "samples"}
+    numeric: ClassVar[bool] = True
     tools: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime", "numpy")
 
     bins: int = 2048
@@ -66,7 +70,7 @@ class Calibrate(Stage):
             counts=np.stack([counts[n] for n in names]),
         )
         record = {"samples": len(images), "order_sha256": order.hexdigest(), "tensors": len(names), "bins": self.bins}
-        write_json(out / "calibration.json", record)
+        write_json(out / RECORD, record)
         return record
 
 

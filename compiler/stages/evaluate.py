@@ -35,7 +35,7 @@ class Evaluate(Stage):
     """
 
     tools: ClassVar[tuple[str, ...]] = ("numpy",)
-    on_host: ClassVar[bool] = True  # kernels differ between CPUs, and what they round with them
+    numeric: ClassVar[bool] = True
 
     split: str
     runtime: str

@@ -40,6 +40,7 @@ class Export(Stage):
     """
 
     inputs: ClassVar[Mapping[str, str]] = {"samples": "samples"}
+    numeric: ClassVar[bool] = True
     tools: ClassVar[tuple[str, ...]] = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "safetensors")
 
     architecture: str

@@ -23,6 +23,7 @@ class Fuse(Stage):
     """
 
     inputs: ClassVar[Mapping[str, str]] = {"model": "export", "samples": "samples"}
+    numeric: ClassVar[bool] = True
     tools: ClassVar[tuple[str, ...]] = ("torch", "onnx", "onnxscript", "onnxruntime")
 
     def preload(self) -> tuple[str, ...]:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 from compiler.conversion import SIGNATURE
+from compiler.disk import copy
 from compiler.runtime.measure import RAW, RESULT
 from compiler.stage import Stage, write_json
 from compiler.stages._measurement import artifact_files
 from compiler.stages.benchmark import SCREEN_RAW
+from compiler.stages.calibrate import RECORD
 from compiler.stages.sweep import CURVES
 
 MEDIA_TYPES = {
@@ -27,10 +28,15 @@ OCTETS = "application/octet-stream"
 class Package(Stage):
     """Copies the selected model, its signature and labels, the calibration record and the raw latencies.
 
-    Inputs: `model` (the selected candidate's result), `benchmark`, and what else is to be delivered.
+    Inputs: `model` (the selected candidate's result), `benchmark`, and what else is to be delivered. Without
+    `benchmark` (when a version is rebuilt to be compared) only what does not depend on measuring is gathered.
     """
 
     inputs: ClassVar[Mapping[str, str]] = {"benchmark": "benchmark", "select": "select"}
+
+    not_portable: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        (RAW, SCREEN_RAW, RESULT, CURVES), "figures differ each time they are taken"
+    )
 
     artifact: str
 
@@ -39,7 +45,7 @@ class Package(Stage):
         files = []
 
         def add(source: Path, name: str, role: str) -> None:
-            shutil.copyfile(source, out / name)
+            copy(source, out / name)
             files.append({"path": name, "role": role, "media_type": MEDIA_TYPES.get(Path(name).suffix, OCTETS)})
 
         for path in artifact_files(inputs["model"], self.artifact):
@@ -49,12 +55,10 @@ class Package(Stage):
         files.append({"path": SIGNATURE, "role": "signature", "media_type": MEDIA_TYPES[".json"]})
         (out / "labels.txt").write_text("".join(f"{label}\n" for label in signature["labels"]), encoding="utf-8")
         files.append({"path": "labels.txt", "role": "labels", "media_type": MEDIA_TYPES[".txt"]})
-        for name in (RAW, SCREEN_RAW):
-            if (inputs["benchmark"] / name).exists():
-                add(inputs["benchmark"] / name, name, "raw_latencies")
-        add(inputs["benchmark"] / RESULT, RESULT, "measurement")
-        if (inputs["benchmark"] / CURVES).exists():
-            add(inputs["benchmark"] / CURVES, CURVES, "curves")
+        roles = {RAW: "raw_latencies", SCREEN_RAW: "raw_latencies", RESULT: "measurement", CURVES: "curves"}
+        for name, role in roles.items():
+            if "benchmark" in inputs and (inputs["benchmark"] / name).exists():
+                add(inputs["benchmark"] / name, name, role)
         if "calibrate" in inputs:
-            add(inputs["calibrate"] / "calibration.json", "calibration.json", "calibration_record")
+            add(inputs["calibrate"] / RECORD, RECORD, "calibration_record")
         return {"files": sorted(files, key=lambda f: f["path"]), "signature": signature}

@@ -1,0 +1,54 @@
+"""rebuild: builds again from an artifact's manifest alone, in an empty store, and compares the portable files.
+
+Nothing is measured and nothing is written: the artifact is proven to be what its manifest says it was made from.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from compiler.commands.arguments import parser
+from compiler.errors import ConfigError, IntegrityError
+from compiler.runtime.verify import verify
+
+
+def run(arguments: list[str]) -> int:
+    """Exit 0 where every portable file has the recorded digest; 6, naming the first, if not."""
+    options = parser("rebuild", __doc__ or "")
+    options.add_argument("path", type=Path, help="a version's folder, or .../latest")
+    options.add_argument("--own-code", action="store_true", help="allow modules and interpreters that are not ours")
+    options.add_argument("--json", action="store_true", help="print nothing but JSON")
+    given = options.parse_args(arguments)
+    manifest = verify(given.path)
+    if "inputs" not in manifest:
+        raise ConfigError(f"{given.path} was built by an older version of the compiler", fix="build it again")
+
+    from compiler import rebuild
+    from compiler.observations import store_of
+    from compiler.progress import watcher
+
+    # what a build on this host wrote names its user's own code; anybody else's manifest must be allowed to
+    own = given.own_code or store_of(given.path.resolve(), manifest) is not None
+    with watcher() as watching:
+        compared = rebuild.rebuild(manifest, own, watching)
+    if given.json:
+        print(rebuild.report(compared))
+    else:
+        for item in compared:
+            print(f"{item.path}: {'same bytes' if item.same else 'differs'}")
+    differing = [item for item in compared if not item.same]
+    changed = rebuild.differences(manifest)
+    if differing:
+        why = f"here differ: {', '.join(changed)}" if changed else "versions, interpreter and CPU features are the same"
+        raise IntegrityError(
+            f"{len(differing)} of {len(compared)} portable files are not rebuilt: {differing[0].path} differs; {why}",
+            fix="install the versions that the manifest's environment names, or build a new version"
+            if changed
+            else "the artifact was made from other source than this, or was altered: do not trust it",
+        )
+    if changed and not given.json:
+        print(f"the same although here differ: {', '.join(changed)}", file=sys.stderr)
+    if not given.json:
+        print(f"rebuilt: {len(compared)} of {len(compared)} portable files have the recorded digests")
+    return 0

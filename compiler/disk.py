@@ -1,0 +1,114 @@
+"""Files on disk: written so that readers see the old bytes or the new ones, copied cheaply, removed for good."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from compiler.errors import CompilerError, ConfigError, StepError
+
+FICLONE = 0x40049409
+"""Linux's ioctl that makes a file share another's blocks (btrfs, XFS, bcachefs); others refuse it."""
+
+
+@contextlib.contextmanager
+def explain_os_errors(root: Path) -> Iterator[None]:
+    """Turns a full disk and a read-only folder into errors that say what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise explained(error, root) from error
+
+
+def explained(error: OSError, root: Path) -> CompilerError:
+    """The error the user sees for an operating-system error below `root`."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StepError(
+            f"no space left where {root} lies",
+            fix="free some space (python -m compiler store gc) or set artifacts_dir to another disk, then run again: "
+            "finished steps are kept",
+        )
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
+        return ConfigError(
+            f"cannot write below {root}: {error.strerror}", fix="set artifacts_dir to a folder that you may write to"
+        )
+    if error.errno == errno.EXDEV:
+        return ConfigError(
+            f"{root} is spread over several file systems", fix="keep artifacts_dir and all below it on one: no links"
+        )
+    return StepError(
+        f"cannot read or write below {root}: {error.strerror or error}",
+        fix="check the disk, then run again: finished steps are kept",
+    )
+
+
+def write_atomically(path: Path, data: bytes, scratch: Path | None = None) -> None:
+    """Temporary file, fsync, rename, fsync of the folder: readers see the old bytes or the new ones.
+
+    `scratch` is a folder on the same file system for the temporary file, in place of the target's own.
+    """
+    make_folder(path.parent)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:32]}.", dir=scratch or path.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o644)  # noqa: PTH101 - mkstemp gives a string
+        Path(temporary).replace(path)
+        fsync(path.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder and its parents, each on disk before what will be written into it."""
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    fsync(path.parent)
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copies a file's bytes: sharing blocks where the file system can, else through the kernel."""
+    with source.open("rb") as theirs, target.open("wb") as ours:
+        try:
+            fcntl.ioctl(ours.fileno(), FICLONE, theirs.fileno())
+        except OSError:  # another file system, or one that cannot
+            shutil.copyfile(source, target)
+
+
+def remove_tree(path: Path) -> None:
+    """Removes a folder, read-only files in it too; one that is not there is fine."""
+
+    def make_writable(function: Any, name: str, _info: Any) -> None:
+        with contextlib.suppress(OSError):
+            Path(name).parent.chmod(0o755)
+            Path(name).chmod(0o755)
+            function(name)
+
+    if path.exists():
+        shutil.rmtree(path, onerror=make_writable)
+
+
+def fsync(path: Path) -> None:
+    """Waits until a file or folder is on disk.
+
+    Raises:
+        OSError: the disk says that it is not.
+    """
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,114 @@
+"""Remembers what was computed from a file, valid while the file's size, times and inode are unchanged."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from compiler.canonical import digest, file_digest, list_files
+from compiler.disk import write_atomically
+from compiler.errors import ConfigError
+from compiler.store.records import read_sealed, sealed
+
+SETTLED_NS = 50_000_000
+"""A file changed less than this ago may change again within the same tick of its clock: not remembered yet."""
+
+Stamp = list[int]
+
+
+class Memo:
+    """A small file of what is remembered, and what this process has seen since."""
+
+    def __init__(self, path: Path, write: Callable[[Path, bytes], None] = write_atomically) -> None:
+        self._path = path
+        self._write = write
+        self._changed = False
+        self._seen: dict[tuple[str, str], Any] = {}
+        record = read_sealed(path)
+        rows = record.get("rows") if record else None
+        self._rows: dict[str, list[Any]] = rows if isinstance(rows, dict) else {}
+
+    def get(self, kind: str, path: Path, compute: Callable[[Path], Any]) -> Any:
+        """What `compute(path)` gave when `path` last looked as it does now, else computes it.
+
+        Raises:
+            ConfigError: the file changed while it was read.
+        """
+        seen = stamp(path)
+        name = f"{kind}:{path}"
+        row = self._rows.get(name)
+        if isinstance(row, list) and len(row) == 2 and row[0] == seen:
+            return row[1]
+        value = compute(path)
+        if stamp(path) != seen:
+            raise ConfigError(f"{path} changed while it was read", fix="run again once it is written completely")
+        if abs(time.time_ns() - seen[2]) > SETTLED_NS:
+            self._rows[name] = [seen, value]
+            self._changed = True
+        return value
+
+    def once(self, kind: str, name: str, compute: Callable[[], Any]) -> Any:
+        """What `compute()` gave the first time in this process."""
+        found = self._seen.get((kind, name), self)
+        if found is self:
+            found = self._seen[(kind, name)] = compute()
+        return found
+
+    def forget(self, *kinds: str) -> None:
+        """What is asked `once` of these kinds is asked anew."""
+        for key in [key for key in list(self._seen) if key[0] in kinds]:
+            self._seen.pop(key, None)
+
+    def save(self) -> None:
+        """Writes what is new; a folder that cannot be written to is no error, only slower next time."""
+        if self._changed:
+            with contextlib.suppress(OSError):
+                self._write(self._path, sealed({"rows": self._rows}))
+            self._changed = False
+
+
+def stamp(path: Path) -> Stamp:
+    """Size, mtime, ctime (ns) and inode of a file."""
+    info = path.stat()
+    return [info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino]
+
+
+def content_digest(path: Path, memo: Memo) -> str:
+    """SHA-256 of a file, or of the listing (relative path, digest) of a folder.
+
+    Raises:
+        ConfigError: nothing is there.
+    """
+    if path.is_dir():
+        return digest([[f.relative_to(path).as_posix(), memo.get("sha256", f, file_digest)] for f in _files_in(path)])
+    if path.is_file():
+        return str(memo.get("sha256", path, file_digest))
+    raise ConfigError(
+        f"there is no file or folder {path}", fix="check the path; a relative one counts from the working folder"
+    )
+
+
+def full_digest(path: Path) -> str:
+    """Like `content_digest`, every byte read now."""
+    if path.is_dir():
+        return digest([[f.relative_to(path).as_posix(), file_digest(f)] for f in _files_in(path)])
+    return file_digest(path)
+
+
+def stamps(path: Path) -> dict[str, Stamp]:
+    """The stamps of a file, or of every file in a folder: equal ones before and after say that nothing was written."""
+    return {str(f): stamp(f) for f in (_files_in(path) if path.is_dir() else [path])}
+
+
+def _files_in(path: Path) -> list[Path]:
+    try:
+        files = list_files(path)
+        [file.name.encode() for file in files]
+        return files
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{path} holds a file whose name is not UTF-8: {error.object!r}", fix="rename it") from None
+    except ValueError as error:
+        raise ConfigError(str(error), fix="a data folder holds regular files only; copy what links point to") from None

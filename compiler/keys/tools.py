@@ -1,0 +1,178 @@
+"""Installed distributions and what of them decides a result: their versions and what their RECORD files list.
+
+    python -m compiler.keys.tools [NAME ...]      prints what `Tools.identities` gives, as JSON
+
+It runs under a toolchain's interpreter too, so it imports the standard library alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+ABSENT = "absent"
+LOCAL = re.compile(
+    r"\.pyc$|(^|/)(INSTALLER|REQUESTED|RECORD|RECORD\.jws|direct_url\.json|uv_cache\.json|uv_build\.json)$"
+)
+"""What an installer adds, or what differs between two installations of one wheel."""
+REQUIRES = re.compile(r"^Requires-Dist:\s*([A-Za-z0-9][A-Za-z0-9._-]*)\s*(?:\[([^\]]*)\])?([^;]*)(?:;(.*))?$", re.M)
+EXTRA = re.compile(r"""extra\s*==\s*['"]([^'"]+)['"]""")
+VERSION = re.compile(r"^Version:\s*(\S+)", re.M)
+
+Remember = Callable[[str, Path, Callable[[Path], Any]], Any]
+
+
+def normal(name: str) -> str:
+    """A distribution's name as the package index compares it (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+class Tools:
+    """The distributions that this interpreter finds. `remember` keeps what was read of a file while it is unchanged."""
+
+    def __init__(self, remember: Remember = lambda _kind, path, compute: compute(path)) -> None:
+        self._remember = remember
+        self._folders: dict[str, Path] | None = None
+        self._known: dict[str, tuple[str, list[Any]]] = {}
+
+    def version(self, name: str) -> str:
+        """The installed version of a distribution, or 'absent'."""
+        folder = self._found().get(normal(name))
+        return str(self._metadata_of(folder)[0]) if folder else ABSENT
+
+    def identities(self, names: Iterable[str]) -> dict[str, str]:
+        """For `names` and all that they require, as far as it is installed: version, and digest of the files listed.
+
+        The digest leaves out what differs between two installations of one wheel: scripts, bytecode, notes.
+        """
+        found: dict[str, str] = {}
+        queue = [(normal(name), frozenset[str](), True) for name in names]
+        done: set[tuple[str, frozenset[str]]] = set()
+        while queue:
+            name, extras, asked = queue.pop()
+            if (name, extras) in done:
+                continue
+            done.add((name, extras))
+            folder = self._found().get(name)
+            if folder is None:
+                if asked:
+                    found[name] = ABSENT
+                continue
+            found[name], requires = self._describe(name, folder)
+            for other, wanted, only_for in requires:
+                if not only_for or extras & set(only_for):
+                    queue.append((other, frozenset(wanted), False))
+        return dict(sorted(found.items()))
+
+    def owners(self, modules: Iterable[str]) -> list[str]:
+        """The distributions that bring the top-level `modules`; of names that none brings nothing is said."""
+        wanted = set(modules)
+        return sorted(name for name, folder in self._found().items() if wanted & set(self._tops_of(folder)))
+
+    def _found(self) -> dict[str, Path]:
+        if self._folders is None:
+            self._folders = {}
+            for entry in sys.path:
+                try:
+                    names = sorted(os.listdir(entry or "."))  # noqa: PTH208 - names are all that is needed
+                except OSError:
+                    continue
+                for name in names:
+                    if name.endswith((".dist-info", ".egg-info")):
+                        self._folders.setdefault(
+                            normal(name.split("-")[0].removesuffix(".egg")), Path(entry or ".", name)
+                        )
+        return self._folders
+
+    def _describe(self, name: str, folder: Path) -> tuple[str, list[Any]]:
+        if name not in self._known:
+            version, requires = self._metadata_of(folder)
+            try:
+                files = self._remember("record", *_listing(folder, _record_digest))
+            except OSError:
+                files = ABSENT
+            self._known[name] = f"{version} {files}", requires
+        return self._known[name]
+
+    def _tops_of(self, folder: Path) -> list[str]:
+        try:
+            found: list[str] = self._remember("top", *_listing(folder, _tops))
+            return found
+        except OSError:
+            return []
+
+    def _metadata_of(self, folder: Path) -> list[Any]:
+        try:
+            found: list[Any] = self._remember("metadata", *_metadata(folder))
+            return found
+        except OSError:
+            return ["unknown", []]
+
+
+def _metadata(folder: Path) -> tuple[Path, Callable[[Path], Any]]:
+    path = folder / "METADATA"
+    path = path if path.exists() else folder / "PKG-INFO" if folder.is_dir() else folder
+    return path, _read_metadata
+
+
+def _read_metadata(path: Path) -> list[Any]:
+    """Version, and for each requirement its name, its extras and the extras under which it counts."""
+    text = path.read_text(encoding="utf-8", errors="replace").split("\n\n", 1)[0]
+    version = VERSION.search(text)
+    requires = [
+        [normal(name), sorted(filter(None, map(str.strip, extras.split(",")))), EXTRA.findall(marker)]
+        for name, extras, _, marker in REQUIRES.findall(text)
+    ]
+    return [version.group(1) if version else "unknown", requires]
+
+
+def _listing(folder: Path, compute: Callable[[Path], Any]) -> tuple[Path, Callable[[Path], Any]]:
+    record = folder / "RECORD"
+    return (record if record.exists() else _metadata(folder)[0]), compute
+
+
+def _rows(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8", errors="replace").splitlines()
+
+
+def _record_digest(path: Path) -> str:
+    """SHA-256 of the sorted lines of a RECORD file, without those that differ between installations."""
+    kept = sorted(line for line in _rows(path) if not line.startswith("../") and not LOCAL.search(line.split(",")[0]))
+    return hashlib.sha256("\n".join(kept).encode()).hexdigest()
+
+
+def _tops(path: Path) -> list[str]:
+    """Top-level module names among the files of a RECORD."""
+    names = set()
+    for line in _rows(path):
+        first, _, rest = line.split(",")[0].strip('"').partition("/")
+        if rest and first.isidentifier():
+            names.add(first)
+        elif not rest and first.endswith((".py", ".so", ".pyd")):
+            names.add(first.partition(".")[0])
+    return sorted(names)
+
+
+@functools.cache
+def tool_version(name: str) -> str:
+    """The version of a distribution that this process would import, or 'absent'."""
+    return Tools().version(name)
+
+
+def main() -> int:
+    """Prints identities and interpreter for `foreign_identities`."""
+    from compiler.keys.environment import interpreter
+
+    print(json.dumps([Tools().identities(sys.argv[1:]), interpreter()]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

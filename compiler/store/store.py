@@ -1,0 +1,315 @@
+"""Reading and writing of results.
+
+objects/ab/<digest>/...     the files of a result; <digest> is the digest of their listing
+actions/ab/<key>.json       which object a key produced, and what the key was made of
+verified/ab/<digest>.json   what the object's files looked like (size, times, inode) when last hashed
+last/<scope>/<step>.json    the key a step had last, to say why it runs again
+versions/<identity>.json    which finished version has that identity
+work/, failures/, quarantine/, locks/
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compiler.canonical import FileEntry, list_files, plain, tree_digest, tree_entries
+from compiler.disk import explain_os_errors, fsync, make_folder, remove_tree, write_atomically
+from compiler.errors import IntegrityError
+from compiler.store import locks
+from compiler.store.records import read_sealed, sealed
+from compiler.store.session import Session, sweep, upkeep_lock
+
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a step produced: `path` is its folder in the store, `entries` its files, `digest` their identity."""
+
+    key: str
+    digest: str
+    path: Path
+    entries: tuple[FileEntry, ...]
+    seconds: float
+
+
+class Store:
+    """The results below one `artifacts_dir`. Creating the object touches nothing on disk.
+
+    One that writes is used as a context, `with store:`, at whose end its half-made files are gone.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._session: Session | None = None
+        self._mutex = threading.Lock()
+        self.on_damage: Callable[[str], None] = lambda text: None
+        """Told in words what was set aside because it was not as it was written."""
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._mutex:
+            if self._session is not None:
+                self._session.close()
+                self._session = None
+
+    # -- reading ---------------------------------------------------------------------------------------------------
+
+    def lookup(self, key: str) -> Result | None:
+        """The verified result of `key`, or None. A result that does not verify is set aside and not returned."""
+        action = self._read_action(key)
+        return self._found(action) if action else None
+
+    def take(self, key: str) -> Result | None:
+        """Like `lookup`, and nobody collects the result as long as this process lives."""
+        if not self.action_path(key).exists():
+            return None
+        try:
+            session = self._presence()
+            with upkeep_lock(self.root, exclusive=False):
+                found = self.lookup(key)
+                if found is not None:
+                    session.pin(object=found.digest)
+                    with contextlib.suppress(OSError):
+                        os.utime(self.action_path(key))  # when it was last of use
+            return found
+        except OSError as error:
+            if error.errno in READ_ONLY:  # then nobody can collect either
+                return self.lookup(key)
+            raise
+
+    def state(self, key: str) -> str:
+        """'absent', or 'damaged' where the key was built but its result is gone or does not verify, or 'stored'."""
+        if self._read_action(key) is None:
+            return "damaged" if self.action_path(key).exists() else "absent"
+        return "stored" if self.lookup(key) else "damaged"
+
+    def last(self, scope: str, step: str) -> dict[str, Any] | None:
+        """The key document that `step` had when it was last needed."""
+        return read_sealed(self.root / "last" / scope / f"{step}.json")
+
+    def verify_fully(self, result: Result) -> bool:
+        """Hashes every file of `result` anew; what does not verify is set aside."""
+        if tree_matches(result.path, result.entries):
+            return True
+        self.set_aside(result.digest)
+        return False
+
+    def object_path(self, digest: str) -> Path:
+        """The folder of the object `digest`, whether or not it exists."""
+        return self.root / "objects" / digest[:2] / digest
+
+    def action_path(self, key: str) -> Path:
+        """The file of the action `key`, whether or not it exists."""
+        return self.root / "actions" / key[:2] / f"{key}.json"
+
+    # -- writing ---------------------------------------------------------------------------------------------------
+
+    def commit(
+        self, key: str, document: dict[str, Any], folder: Path, seconds: float, name: str = "", scope: str = ""
+    ) -> Result:
+        """Makes the files in `folder` the result of `key`; `folder` is consumed.
+
+        The object's files are on disk before its name appears, and the object before the action that names it,
+        so that whatever is visible is whole. `name` and `scope` say for people which step of which build it was.
+
+        Raises:
+            StepError: no space is left, or the disk fails.
+        """
+        with explain_os_errors(self.root):
+            entries = tuple(tree_entries(folder))
+            object_ = tree_digest(entries)
+            target = self.object_path(object_)
+            self._presence().pin(object=object_)
+            with upkeep_lock(self.root, exclusive=False):
+                there = target.exists()
+                if there and not tree_matches(target, entries):
+                    self.set_aside(object_)
+                    there = False
+                if not there:
+                    self._place(folder, target)
+                self._remember_verified(object_, target, entries)
+            action = {
+                "key": key,
+                "object": object_,
+                "files": [plain(entry) for entry in entries],
+                "seconds": round(seconds, 3),
+                "step": name,
+                "scope": scope,
+                "document": document,
+            }
+            self.write(self.action_path(key), sealed(action))
+        return Result(key, object_, target, entries, seconds)
+
+    def _place(self, folder: Path, target: Path) -> None:
+        for path in list_files(folder):
+            path.chmod(0o444)
+            fsync(path)
+        for sub in sorted((p for p in folder.rglob("*") if p.is_dir()), reverse=True):
+            fsync(sub)
+        fsync(folder)
+        make_folder(target.parent)
+        try:
+            folder.rename(target)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another process has just made the same
+                raise
+        fsync(target.parent)
+
+    def remember_last(self, scope: str, step: str, document: dict[str, Any]) -> None:
+        """Keeps the key document of `step`, for the next run's explanation."""
+        if self.last(scope, step) != document:
+            self.write(self.root / "last" / scope / f"{step}.json", sealed(document))
+
+    def needs(self, scope: str) -> None:
+        """Tells garbage collection that a build of `scope` is running: what its steps had last is kept for it."""
+        with contextlib.suppress(OSError):
+            self._presence().pin(scope=scope)
+
+    def scratch(self) -> Path:
+        """A folder on the store's own file system that is gone when this process is.
+
+        Raises:
+            OSError: the store cannot be written to.
+        """
+        return self._presence().folder
+
+    @contextlib.contextmanager
+    def work_folder(self, name: str) -> Iterator[Path]:
+        """A private folder on the store's own file system, removed at the end whatever happens."""
+        with explain_os_errors(self.root):
+            folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.scratch()))
+        try:
+            yield folder
+        finally:
+            remove_tree(folder)
+
+    def keep_failure(self, key: str, folder: Path) -> Path:
+        """Moves a failed step's work folder to where its diagnosis stays; replaces an earlier one."""
+        with explain_os_errors(self.root):
+            target = self.root / "failures" / key[:16]
+            make_folder(target.parent)
+            if target.exists():
+                target.rename(self.scratch() / f"failure-{time.monotonic_ns()}")
+            folder.rename(target)
+            return target
+
+    @contextlib.contextmanager
+    def lock(
+        self,
+        name: str,
+        waiting: Callable[[str], None] = lambda holder: None,
+        cancel: threading.Event | None = None,
+    ) -> Iterator[None]:
+        """Held by one process at a time; the system frees it when the holder dies. See `locks.held`."""
+        with contextlib.ExitStack() as stack:
+            with explain_os_errors(self.root):
+                stack.enter_context(locks.held(self.root / "locks" / name, waiting, cancel))
+            yield
+
+    def write(self, path: Path, data: bytes) -> None:
+        """Writes a file below the store atomically; leftovers of a killed process lie in its own folder.
+
+        Raises:
+            OSError: the store cannot be written to.
+        """
+        write_atomically(path, data, self.scratch())
+
+    def clean_leftovers(self) -> None:
+        """Removes what processes that are gone left half-made."""
+        if (self.root / "work").is_dir():
+            with contextlib.suppress(BlockingIOError), upkeep_lock(self.root, exclusive=True, wait=False):
+                sweep(self.root)
+
+    # -- inside ----------------------------------------------------------------------------------------------------
+
+    def _presence(self) -> Session:
+        with self._mutex:
+            if self._session is None:
+                self._session = Session(self.root)
+            return self._session
+
+    def _found(self, action: dict[str, Any]) -> Result | None:
+        entries = tuple(FileEntry(**entry) for entry in action["files"])
+        path = self.object_path(action["object"])
+        if not self._verify(action["object"], path, entries):
+            self.set_aside(action["object"])
+            return None
+        return Result(action["key"], action["object"], path, entries, float(action["seconds"]))
+
+    def _read_action(self, key: str) -> dict[str, Any] | None:
+        """The action of `key`, whole and about that key; None otherwise."""
+        action = read_sealed(self.action_path(key))
+        try:
+            if action is None or action["key"] != key:
+                return None
+            entries = [FileEntry(**entry) for entry in action["files"]]
+            return action if tree_digest(entries) == action["object"] else None
+        except (ValueError, TypeError, KeyError):
+            return None
+
+    def _verify(self, object_: str, path: Path, entries: tuple[FileEntry, ...]) -> bool:
+        """Cheap where nothing about the files changed since they were last hashed, else hashes them."""
+        if not path.is_dir():
+            return False
+        try:
+            known = read_sealed(self._verified_path(object_))
+            if known is not None and known["files"] == _fingerprint(path):
+                return True
+        except (OSError, ValueError, KeyError):
+            pass
+        if not tree_matches(path, entries):
+            return False
+        with contextlib.suppress(OSError):  # a read-only store is verified anew each time
+            self._remember_verified(object_, path, entries)
+        return True
+
+    def _verified_path(self, object_: str) -> Path:
+        return self.root / "verified" / object_[:2] / f"{object_}.json"
+
+    def _remember_verified(self, object_: str, path: Path, entries: tuple[FileEntry, ...]) -> None:
+        seen = _fingerprint(path)
+        if [row[:2] for row in seen] != [[entry.path, entry.size] for entry in entries]:
+            raise IntegrityError(f"the files of {path} changed while they were read", fix="run again")
+        self.write(self._verified_path(object_), sealed({"files": seen}))
+
+    def set_aside(self, object_: str) -> None:
+        """Moves a damaged object out of the way, kept for diagnosis."""
+        path = self.object_path(object_)
+        with contextlib.suppress(OSError):
+            self._verified_path(object_).unlink(missing_ok=True)
+            if path.exists():
+                target = self.root / "quarantine" / object_
+                make_folder(target.parent)
+                remove_tree(target)
+                path.rename(target)
+                self.on_damage(f"a stored result is not as it was written: set aside in {target}, made again")
+
+
+def tree_matches(folder: Path, entries: tuple[FileEntry, ...]) -> bool:
+    """Whether `folder` holds exactly `entries`, every byte hashed."""
+    try:
+        return tuple(tree_entries(folder)) == entries
+    except (OSError, ValueError):
+        return False
+
+
+def _fingerprint(folder: Path) -> list[list[Any]]:
+    rows: list[list[Any]] = []
+    for path in list_files(folder):
+        info = path.stat()
+        rows.append(
+            [path.relative_to(folder).as_posix(), info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino]
+        )
+    return rows

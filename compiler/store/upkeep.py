@@ -1,0 +1,270 @@
+"""Looking after a store: what is in it, what may go, what is damaged. None of it is needed for a build to be right."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from compiler.canonical import digest, file_digest, tree_digest, tree_entries
+from compiler.disk import explain_os_errors, remove_tree
+from compiler.store import locks
+from compiler.store.records import read_sealed
+from compiler.store.session import UPKEEP, pinned, sweep, upkeep_lock
+from compiler.store.store import Store
+
+KEEP = 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """One stored result: `used` is when a build last took it (seconds since 1970, by the clock of then)."""
+
+    key: str
+    object: str
+    stage: str
+    step: str
+    scope: str
+    size_bytes: int
+    used: float
+    kept_by: int
+    """By how many finished versions it is needed."""
+
+
+@dataclass
+class Collected:
+    """What garbage collection removed, or would."""
+
+    results: list[Row] = field(default_factory=list)
+    bytes_freed: int = 0
+    bytes_left: int = 0
+    results_left: int = 0
+    other: dict[str, int] = field(default_factory=dict)
+    """Leftovers, failures, quarantined objects, unheld locks: how many of each."""
+
+
+@dataclass(frozen=True)
+class Damage:
+    """Something that is not as it was written. `mended` says what became of it under repair, or is empty."""
+
+    what: str
+    mended: str = ""
+
+
+def rows(store: Store, artifacts: Path) -> list[Row]:
+    """Every result, the least recently used first."""
+    needed = _needed_keys(artifacts, None)
+    return _by_use(_row(path, needed) for path in _actions(store))
+
+
+def _actions(store: Store) -> list[Path]:
+    return sorted((store.root / "actions").glob("*/*.json"))
+
+
+def _by_use(found: Iterable[Row | None]) -> list[Row]:
+    return sorted((row for row in found if row is not None), key=lambda row: (row.used, row.key))
+
+
+def _row(path: Path, needed: Mapping[str, int]) -> Row | None:
+    action = read_sealed(path)
+    if action is None:
+        return None
+    with contextlib.suppress(OSError):
+        return Row(
+            key=action["key"],
+            object=action["object"],
+            stage=str(action["document"].get("stage", "")).rpartition(":")[2],
+            step=action["step"],
+            scope=action["scope"],
+            size_bytes=sum(int(entry["size"]) for entry in action["files"]),
+            used=path.stat().st_mtime,
+            kept_by=needed.get(action["key"], 0),
+        )
+    return None
+
+
+def collect(store: Store, artifacts: Path, keep: int | None, max_bytes: int | None, dry_run: bool = False) -> Collected:
+    """Removes results that neither a running build nor a kept version needs; versions themselves are never touched.
+
+    Kept are the newest `keep` versions of each model and target, and `latest`. With `max_bytes` results go, least
+    recently used first, only until the rest is no larger.
+
+    Raises:
+        CompilerError: the store cannot be written to.
+    """
+    done = Collected()
+    early = {row.key: row for row in rows(store, artifacts)}  # the slow part, while builds go on
+    with explain_os_errors(store.root):
+        trash = store.scratch() / "trash"
+        trash.mkdir(exist_ok=True)
+    with explain_os_errors(store.root), upkeep_lock(store.root, exclusive=True):
+        all_rows = _by_use(early.get(path.stem) or _row(path, {}) for path in _actions(store))
+        needed = _needed_keys(artifacts, keep)
+        scopes, objects = _pinned(store)
+        kept_objects = {row.object for row in all_rows if row.key in needed or row.scope in scopes} | objects
+        last = {digest(document) for scope in scopes for document in _last_documents(store.root / "last" / scope)}
+        kept_objects |= {row.object for row in all_rows if row.key in last}
+        sizes = {row.object: row.size_bytes for row in all_rows}
+        left = sum(sizes.values())
+        for row in all_rows:
+            if row.object in kept_objects or (max_bytes is not None and left <= max_bytes):
+                continue
+            done.results.append(row)
+            left -= sizes.pop(row.object, 0)
+        done.bytes_left, done.results_left = left, len(all_rows) - len(done.results)
+        done.bytes_freed = sum({row.object: row.size_bytes for row in done.results}.values())
+        gone = {row.object for row in done.results}
+        rubbish = _rubbish(store, {row.object for row in all_rows} | objects)
+        done.other = {name: len(paths) for name, paths in rubbish.items()}
+        if dry_run:
+            return done
+        # the action goes first: a result without its action is only rubbish, an action without its result looks damaged
+        for row in done.results:
+            store.action_path(row.key).unlink(missing_ok=True)
+        objects_gone = [store.object_path(name) for name in sorted(gone)]
+        for number, path in enumerate(objects_gone + [p for paths in rubbish.values() for p in paths]):
+            with contextlib.suppress(FileNotFoundError):
+                path.rename(trash / str(number))
+        for name in gone:
+            (store.root / "verified" / name[:2] / f"{name}.json").unlink(missing_ok=True)
+        done.other["leftovers"] = sweep(store.root)
+        done.other["locks"] = locks.remove_unused(store.root / "locks", frozenset({UPKEEP}))
+    remove_tree(trash)  # the slow part, outside the lock
+    return done
+
+
+def check(store: Store, artifacts: Path, repair: bool, told: Callable[[str], None]) -> Iterator[Damage]:
+    """Hashes everything in full: results, what names them, remembered inputs, finished versions.
+
+    With `repair` what is damaged is set aside or forgotten, and the next build makes it again; a finished version is
+    only named, because it may be elsewhere already. `told` hears what is being checked.
+    """
+    told("records")
+    for path in _actions(store):
+        action = read_sealed(path)
+        if action is None or action.get("key") != path.stem or digest(action["document"]) != path.stem:
+            yield _forget(path, f"the record {_short(store, path)} is not as it was written", repair)
+            continue
+        if not store.object_path(action["object"]).is_dir():
+            yield _forget(path, f"the result of {action['step'] or path.stem[:12]} is missing", repair)
+    for folder in ("verified", "last", "versions"):
+        for path in sorted((store.root / folder).rglob("*.json")):
+            if read_sealed(path) is None:
+                yield _forget(path, f"the record {_short(store, path)} is not as it was written", repair)
+    told("results")
+    for path in sorted((store.root / "objects").glob("*/*")):
+        try:
+            whole = tree_digest(tree_entries(path)) == path.name
+        except (OSError, ValueError):
+            whole = False
+        if not whole and path.exists():  # somebody may have collected it meanwhile
+            if repair:
+                store.set_aside(path.name)
+            yield Damage(
+                f"the result {path.name[:12]} ({_short(store, path)}) does not match its digest",
+                "set aside in quarantine/, made again by the next build" if repair else "",
+            )
+    told("remembered inputs")
+    yield from _check_memo(store, repair)
+    told("finished versions")
+    yield from _check_versions(artifacts)
+
+
+def _check_memo(store: Store, repair: bool) -> Iterator[Damage]:
+    """Content that a digest is remembered for, hashed again although its size and times are as they were."""
+    path = store.root / "memo.json"
+    memo = read_sealed(path)
+    if memo is None:
+        if path.exists():
+            yield _forget(path, "what is remembered of inputs (memo.json) is not as it was written", repair)
+        return
+    wrong = []
+    for name, (seen, value) in sorted(memo["rows"].items()):
+        kind, _, file = name.partition(":")
+        if kind != "sha256":
+            continue
+        with contextlib.suppress(OSError):
+            info = Path(file).stat()
+            now = [info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino]
+            if now == seen and file_digest(Path(file)) != value:
+                wrong.append(file)
+    for file in wrong:
+        yield Damage(f"{file} has other content than when it was last read, though its size and times are the same")
+    if wrong and repair:
+        path.unlink(missing_ok=True)
+        yield Damage("digests of inputs are no longer remembered", "every input is read again by the next build")
+
+
+def _check_versions(artifacts: Path) -> Iterator[Damage]:
+    from compiler.errors import CompilerError
+    from compiler.runtime.verify import verify
+
+    for folder in _versions(artifacts):
+        try:
+            verify(folder)
+        except CompilerError as error:
+            yield Damage(f"the version {folder.relative_to(artifacts)}: {error.what}")
+
+
+def _forget(path: Path, what: str, repair: bool) -> Damage:
+    if repair:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+    return Damage(what, "forgotten, made again by the next build" if repair else "")
+
+
+def _short(store: Store, path: Path) -> str:
+    return path.relative_to(store.root).as_posix()
+
+
+def _rubbish(store: Store, named: set[str]) -> dict[str, list[Path]]:
+    """What no action names: objects of builds that were killed before their action, failures, quarantine."""
+    return {
+        "nameless results": [p for p in sorted((store.root / "objects").glob("*/*")) if p.name not in named],
+        "failures": sorted((store.root / "failures").glob("*")),
+        "quarantined": sorted((store.root / "quarantine").glob("*")),
+    }
+
+
+def _pinned(store: Store) -> tuple[set[str], set[str]]:
+    pins = pinned(store.root)
+    return {p["scope"] for p in pins if "scope" in p}, {p["object"] for p in pins if "object" in p}
+
+
+def _last_documents(folder: Path) -> list[dict[str, Any]]:
+    found = [read_sealed(path) for path in sorted(folder.glob("*.json"))]
+    return [record for record in found if record is not None]
+
+
+def _needed_keys(artifacts: Path, keep: int | None) -> dict[str, int]:
+    """Key -> number of versions that it was built for: of all, or of the newest `keep` of each model and target."""
+    homes: dict[Path, list[Path]] = {}
+    for folder in _versions(artifacts):
+        homes.setdefault(folder.parent, []).append(folder)
+    needed: dict[str, int] = {}
+    for home, folders in homes.items():
+        kept = folders if keep is None else folders[max(0, len(folders) - keep) :]
+        latest = home / "latest"
+        if kept and latest.is_symlink() and (there := home / os.readlink(latest)) in folders and there not in kept:  # noqa: PTH115
+            kept = [*kept, there]
+        for folder in kept:
+            for key in _keys_of(folder):
+                needed[key] = needed.get(key, 0) + 1
+    return needed
+
+
+def _versions(artifacts: Path) -> list[Path]:
+    """The folders of finished versions, by model, target and version."""
+    return sorted(p.parent for p in artifacts.glob("[!.]*/[!.]*/[!.]*/manifest.json") if not p.parent.is_symlink())
+
+
+def _keys_of(folder: Path) -> list[str]:
+    try:
+        steps = json.loads((folder / "manifest.json").read_bytes())["steps"]
+        return [step["key"] for step in steps if isinstance(step.get("key"), str)]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return []
