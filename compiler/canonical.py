@@ -20,6 +20,11 @@ def plain(value: object) -> object:
     Raises:
         TypeError: the value has no canonical JSON form (a set, a function, NaN).
     """
+    kind = type(value)
+    if kind is str or kind is int or kind is bool or value is None:
+        return value
+    if kind is dict:
+        return {name if type(name) is str else str(name): plain(item) for name, item in value.items()}  # type: ignore[attr-defined]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, enum.Enum):
@@ -93,4 +98,4 @@ def tree_entries(folder: Path) -> list[FileEntry]:
 
 def tree_digest(entries: Iterable[FileEntry]) -> str:
     """The identity of a set of files: SHA-256 of their sorted canonical listing."""
-    return digest([plain(entry) for entry in sorted(entries)])
+    return digest([{"path": entry.path, "size": entry.size, "sha256": entry.sha256} for entry in sorted(entries)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import importlib.util
 import pkgutil
@@ -90,6 +91,7 @@ def _stages_of(module: ModuleType) -> dict[str, type[Stage]]:
     }
 
 
+@functools.cache
 def _children(package: str) -> list[str]:
     spec = importlib.util.find_spec(package)
     locations = spec.submodule_search_locations if spec else None

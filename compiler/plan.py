@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -260,9 +262,6 @@ def make_stage(cls: type[Stage], fields: Mapping[str, Any], step: str) -> Stage:
     Raises:
         ConfigError: an unknown field, a wrong type, a field without a value.
     """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
     known = [f.name for f in dataclasses.fields(cls)]
     for name in fields:
         if name not in known:
@@ -271,9 +270,20 @@ def make_stage(cls: type[Stage], fields: Mapping[str, Any], step: str) -> Stage:
                 fix=f"known: {', '.join(known) or 'none'}",
             )
     try:
-        values = plain(fields)
-    except TypeError as error:
+        return _typed(cls, json.dumps(plain(fields), ensure_ascii=False), step)
+    except (TypeError, ValueError) as error:
         raise ConfigError(f"step {step}: {error}", fix="check the values") from error
+
+
+@functools.lru_cache(maxsize=10_000)
+def _typed(cls: type[Stage], fields: str, step: str) -> Stage:
+    """The stage with the JSON `fields`. Kept: plans of many models and targets hold mostly the same stages, and nobody
+    writes to a stage.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    values = json.loads(fields)
     try:
         node = OmegaConf.merge(OmegaConf.structured(cls), values)
         for name in OmegaConf.missing_keys(node):

@@ -29,23 +29,42 @@ def run(arguments: list[str]) -> int:
     jobs = expand_sweep(options.overrides, options.config_dirs) if options.multirun else [options.overrides]
     worst = 0
     manifests = []
-    for number, job in enumerate(jobs, 1):
-        if options.multirun:
-            print(f"[{number}/{len(jobs)}] {' '.join(job)}", file=sys.stderr)
-        manifest, error = _build(job, options)
-        if manifest is not None:
-            manifests.append(manifest)
-        if error is not None:
-            worst = max(worst, error.exit_code, key=SEVERITY.index)
-            if not options.multirun and not options.json:
-                raise error
-            print_error(error)
+    with Workplaces() as places:
+        for number, job in enumerate(jobs, 1):
+            if options.multirun:
+                print(f"[{number}/{len(jobs)}] {' '.join(job)}", file=sys.stderr)
+            manifest, error = _build(job, options, places)
+            if manifest is not None:
+                manifests.append(manifest)
+            if error is not None:
+                worst = max(worst, error.exit_code, key=SEVERITY.index)
+                if not options.multirun and not options.json:
+                    raise error
+                print_error(error)
     if options.json and (manifests or options.multirun):
         print(json.dumps(manifests if options.multirun else manifests[0], indent=1))
     return worst
 
 
-def _build(overrides: list[str], options: ConfigArguments) -> tuple[dict[str, Any] | None, CompilerError | None]:
+class Workplaces(contextlib.ExitStack):
+    """The stores of a command, and what it remembers of inputs: the jobs of a multirun share them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._open: dict[Path, tuple[Store, Memo]] = {}
+
+    def at(self, artifacts: Path) -> tuple[Store, Memo]:
+        """The store below `artifacts` and its memo."""
+        root = artifacts.absolute() / ".store"
+        if root not in self._open:
+            store = self.enter_context(Store(root))
+            self._open[root] = store, Memo(root / "memo.json", store.write)
+        return self._open[root]
+
+
+def _build(
+    overrides: list[str], options: ConfigArguments, places: Workplaces
+) -> tuple[dict[str, Any] | None, CompilerError | None]:
     """One build: the manifest of what was built, and what went wrong; both where a gate failed.
 
     Raises:
@@ -54,9 +73,10 @@ def _build(overrides: list[str], options: ConfigArguments) -> tuple[dict[str, An
     try:
         config = compose(overrides, options.config_dirs)
         artifacts = Path(config.artifacts_dir)
-        with Store(artifacts.absolute() / ".store") as store:
-            memo = Memo(store.root / "memo.json", store.write)
-            folder, manifest, executed, new = _run_steps(config, artifacts, store, memo, KeyMaker(config, memo))
+        store, memo = places.at(artifacts)
+        folder, manifest, executed, new = _run_steps(config, artifacts, store, memo, KeyMaker(config, memo))
+        if executed:
+            memo.forget_all()  # while steps ran, source and tools may have changed
     except InterruptedBuild:
         raise
     except CompilerError as error:

@@ -62,6 +62,10 @@ class Memo:
         for key in [key for key in list(self._seen) if key[0] in kinds]:
             self._seen.pop(key, None)
 
+    def forget_all(self) -> None:
+        """What is asked `once` is asked anew, of every kind."""
+        self._seen.clear()
+
     def save(self) -> None:
         """Writes what is new; a folder that cannot be written to is no error, only slower next time."""
         if self._changed:
