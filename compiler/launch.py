@@ -73,6 +73,8 @@ class Worker:
         self._log = folder / "log.txt"
         self._watched = folder / PROGRESS
         self._next_look = 0.0
+        self.loaded: tuple[str, ...] = ()
+        """Once the job is done: top-level names of the installed modules that it had loaded."""
         with self._log.open("wb") as stream:
             self._process = subprocess.Popen(
                 [interpreter, "-m", "compiler.worker", "--preload", ",".join(preload)],
@@ -120,7 +122,10 @@ class Worker:
                 time.sleep(QUIET_POLL_S if job.measures else POLL_S)
         finally:
             self.end()
-        return _judge(job, self.folder, self._process.returncode, tail(self._log), time.monotonic() - started)
+        seconds = time.monotonic() - started
+        answer = _judge(job, self.folder, self._process.returncode, tail(self._log))
+        self.loaded = tuple(map(str, answer.get("loaded", ())))
+        return seconds
 
     def _check_memory(self, job: Job) -> None:
         if time.monotonic() < self._next_look:
@@ -144,13 +149,14 @@ class Worker:
                 self._process.stdin.close()
 
 
-def _judge(job: Job, folder: Path, code: int, log_tail: list[str], seconds: float) -> float:
+def _judge(job: Job, folder: Path, code: int, log_tail: list[str]) -> dict[str, Any]:
+    """The worker's answer, or the error that it means."""
     try:
-        answer = json.loads((folder / "answer.json").read_text())
+        answer: dict[str, Any] | None = json.loads((folder / "answer.json").read_text())
     except (OSError, ValueError):
         answer = None
     if answer and answer.get("ok") and code == 0:
-        return seconds
+        return answer
     if answer and not answer.get("ok"):
         if answer.get("errno") in (errno.ENOSPC, errno.EDQUOT) or shutil.disk_usage(folder).free < FULL_BYTES:
             raise explained(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), folder)

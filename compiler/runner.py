@@ -24,7 +24,7 @@ from compiler.outcome import Outcome, StepRecord, Watcher
 from compiler.plan import BRIEF, Plan, Step, evaluation_name
 from compiler.runtime.memory import total_mb
 from compiler.selection import Evidence, contenders, demand
-from compiler.store import Result, Store, locks
+from compiler.store import Origin, Result, Store, locks
 from compiler.turns import turn
 
 MAX_JOBS = 4
@@ -367,7 +367,8 @@ class Runner:
                 f"{step.name}: a file that the step reads was changed while it ran; its result was thrown away",
                 fix="run again once nothing writes to the inputs",
             )
-        return self._store.commit(key, document, worker.folder / "out", seconds, step.name, self._scope())
+        origin = Origin(step.name, self._scope(), worker.loaded)
+        return self._store.commit(key, document, worker.folder / "out", seconds, origin)
 
     def _record(self, step: Step, result: Result, status: str, why: str) -> None:
         outputs = tuple(entry.sha256 for entry in result.entries)

@@ -4,6 +4,6 @@
 files are known to be whole; `upkeep.py` is ls, gc and fsck.
 """
 
-from compiler.store.store import Result, Store
+from compiler.store.store import Origin, Result, Store
 
-__all__ = ["Result", "Store"]
+__all__ = ["Origin", "Result", "Store"]

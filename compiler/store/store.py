@@ -11,6 +11,7 @@ work/, failures/, quarantine/, locks/
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import os
 import tempfile
@@ -40,6 +41,15 @@ class Result:
     path: Path
     entries: tuple[FileEntry, ...]
     seconds: float
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Which step of which build (`model/target`) made a result, and the installed modules that it had loaded at its end."""
+
+    step: str = ""
+    scope: str = ""
+    loaded: tuple[str, ...] = ()
 
 
 class Store:
@@ -117,12 +127,12 @@ class Store:
     # -- writing ---------------------------------------------------------------------------------------------------
 
     def commit(
-        self, key: str, document: dict[str, Any], folder: Path, seconds: float, name: str = "", scope: str = ""
+        self, key: str, document: dict[str, Any], folder: Path, seconds: float, origin: Origin | None = None
     ) -> Result:
         """Makes the files in `folder` the result of `key`; `folder` is consumed.
 
         The object's files are on disk before its name appears, and the object before the action that names it,
-        so that whatever is visible is whole. `name` and `scope` say for people which step of which build it was.
+        so that whatever is visible is whole. `origin` says for people where it came from.
 
         Raises:
             StepError: no space is left, or the disk fails.
@@ -145,8 +155,7 @@ class Store:
                 "object": object_,
                 "files": [plain(entry) for entry in entries],
                 "seconds": round(seconds, 3),
-                "step": name,
-                "scope": scope,
+                **dataclasses.asdict(origin or Origin()),
                 "document": document,
             }
             self.write(self.action_path(key), sealed(action))
