@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import os
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from compiler.plan import Plan, Step
 from compiler.runtime.host import describe
 from compiler.schema import Config
 from compiler.stage import Stage
+from compiler.store import Result
 
 KEY_VERSION = 2
 
@@ -56,6 +57,24 @@ class KeyMaker:
         if step.stage.on_host:
             document["host"] = self._memo.once("host", "", lambda: describe()["fingerprint"])
         return document
+
+    def loaded(self, step: Step, modules: Iterable[str], document: Mapping[str, Any]) -> dict[str, str]:
+        """Identities of the distributions that bring the top-level `modules`, and that the step's key does not cover.
+
+        Libraries import further ones where they find them, which no metadata says.
+        """
+        if step.toolchain:
+            return {}
+        tools = self._installed()
+        return tools.own(name for name in tools.owners(modules) if name not in document["tools"])
+
+    def outdated(self, result: Result) -> str:
+        """What a result was made with, in another version than is installed now; in words, empty if nothing is."""
+        now = self._installed().own(result.loaded)
+        for name, old in sorted(result.loaded.items()):
+            if now[name] != old:
+                return f"{name} {_version(old)} to {_version(now[name], old)}"
+        return ""
 
     def check_inputs(self, plan: Plan) -> None:
         """Reads every file that a step names, before any step runs.
@@ -120,12 +139,16 @@ class KeyMaker:
         python = self.python(step)
         if python is not None:
             return foreign_identities(python, names)
-        tools: Tools = self._memo.once("tools", "", lambda: Tools(self._memo.get))
+        tools = self._installed()
         imports = foreign_imports(_roots(step), self._memo)
         if imports:
             names += tuple(self._memo.once("owners", "|".join(imports), lambda: tools.owners(imports)))
         found: dict[str, str] = self._memo.once("identities", "|".join(names), lambda: tools.identities(names))
         return found, self._memo.once("interpreter", "", interpreter)
+
+    def _installed(self) -> Tools:
+        tools: Tools = self._memo.once("tools", "", lambda: Tools(self._memo.get))
+        return tools
 
     def _field(self, stage: Stage, name: str) -> Any:
         """A path counts by its content, everything else by its value."""

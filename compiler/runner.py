@@ -222,7 +222,7 @@ class Runner:
             document = self._keys.document(step, {role: outcome.results[s].digest for role, s in sources.items()})
             key = key_of(document)
             known = self._store.take(key)
-            if known is not None:
+            if known is not None and not self._keys.outdated(known):
                 pending.remove(name)
                 self._dismiss(name)
                 outcome.results[name] = known
@@ -294,7 +294,8 @@ class Runner:
 
         with explain_os_errors(self._store.root):
             known = self._store.take(key)
-            if known is not None:  # another build made it while we waited
+            outdated = self._keys.outdated(known) if known is not None else ""
+            if known is not None and not outdated:  # another build made it while we waited
                 self._record(step, known, "reused", "made by another build")
                 self._watcher.ended(step.name, "reused", 0.0)
                 return known
@@ -311,6 +312,7 @@ class Runner:
             why = explain(document, self._store.last(self._scope(), step.name), step.inputs)
             if self._store.state(key) == "damaged":
                 why = "result missing or corrupt"
+            why = outdated or why
             self._watcher.started(step.name, why)
             with contextlib.ExitStack() as stack:
                 ahead = self._ahead.pop(step.name, None)
@@ -367,7 +369,7 @@ class Runner:
                 f"{step.name}: a file that the step reads was changed while it ran; its result was thrown away",
                 fix="run again once nothing writes to the inputs",
             )
-        origin = Origin(step.name, self._scope(), worker.loaded)
+        origin = Origin(step.name, self._scope(), self._keys.loaded(step, worker.loaded, document))
         return self._store.commit(key, document, worker.folder / "out", seconds, origin)
 
     def _record(self, step: Step, result: Result, status: str, why: str) -> None:

@@ -30,6 +30,7 @@ from compiler import lookup
 from compiler.errors import CompilerError, StepError
 from compiler.stage import FACTS, Stage, write_json
 
+STARTED_WITH = frozenset(sys.modules)
 PR_SET_PDEATHSIG = 1
 STANDARD_LIBRARY = sysconfig.get_path("stdlib")
 
@@ -141,12 +142,12 @@ def _audit(allowed: list[str] | None) -> None:
 
 
 def _loaded() -> list[str]:
-    """Top-level names of installed modules that were loaded: what the step's tools and all they require must bring."""
+    """Top-level names of installed modules that the step loaded: the versions of what brings them decide its result."""
     return sorted(
         {
             name.partition(".")[0]
             for name, module in list(sys.modules.items())
-            if "site-packages" in (getattr(module, "__file__", None) or "")
+            if name not in STARTED_WITH and "site-packages" in (getattr(module, "__file__", None) or "")
         }
     )
 

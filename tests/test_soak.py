@@ -3,58 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
-from conftest import CONF, QUICK, ROOT, Project, command, environment
-
-PORTABLE = {
-    "rpi4": ["samples", "export", "fuse", "calibrate", "tflite_fp32.convert", "tflite_fp16.quantize",
-             "tflite_dynamic_int8.quantize", "tflite_int8.quantize"],
-    "xeon": ["openvino_fp32.convert", "openvino_int8.quantize", "onnxruntime_int8.quantize"],
-}  # fmt: skip
-
-
-def _outputs(tmp_path: Path, jobs: list[list[str]]) -> list[dict[str, Any]]:
-    """Digests of every step's files, from the same builds in two different surroundings."""
-    surroundings = [
-        ("first folder/artifacts", {0}, {"TZ": "Asia/Tokyo", "LC_ALL": "C", "HOME": str(tmp_path)}),
-        ("b", os.sched_getaffinity(0), {"TZ": "UTC", "LANG": "C.UTF-8"}),
-    ]
-    outputs: list[dict[str, Any]] = []
-    for folder, cores, settings in surroundings:
-        (tmp_path / folder).mkdir(parents=True)
-        found: dict[str, Any] = {}
-        for job in jobs:
-            done = subprocess.run(
-                [sys.executable, "-m", "compiler", *job, "artifacts_dir=.", "--json"],
-                cwd=tmp_path / folder, env={**environment(), **settings}, capture_output=True, text=True, check=True,
-                preexec_fn=lambda cores=cores: os.sched_setaffinity(0, cores),
-            )  # fmt: skip
-            found |= {s["name"]: s["outputs"] for s in json.loads(done.stdout)["steps"]}
-        outputs.append(found)
-    return outputs
-
-
-@pytest.mark.soak
-def test_portable_steps_give_the_same_bytes_whatever_surrounds_them(tmp_path: Path) -> None:
-    """One CPU or two, another folder, working folder, time zone, locale and home: equal results of equal steps."""
-    first, second = _outputs(tmp_path, [[f"target={target}", *QUICK] for target in PORTABLE])
-    names = [name for steps in PORTABLE.values() for name in steps]
-    assert [name for name in names if first[name] != second[name]] == []
-
-
-def test_portable_steps_of_the_null_backend_give_the_same_bytes(tmp_path: Path) -> None:
-    first, second = _outputs(tmp_path, [["--config-dir", str(CONF), "target=nulltarget", "model=nullmodel"]])
-    for name in ("samples", "export", "null_fp32.convert", "null_int8.quantize"):
-        assert first[name] == second[name], name
+from conftest import ROOT, Project, command, environment
 
 
 def _interrupt(project: Project, moment: int) -> bool:

@@ -67,7 +67,8 @@ def rows(plan: Plan, store: Store, keys: KeyMaker) -> list[dict[str, Any]]:
             key = key_of(document)
             row["key"] = key
             known = store.lookup(key)
-            if known:
+            outdated = keys.outdated(known) if known else ""
+            if known and not outdated:
                 results[step.name] = known
                 row |= {"state": "hit", "why": "in the store"}
             elif step.on_demand:
@@ -76,7 +77,7 @@ def rows(plan: Plan, store: Store, keys: KeyMaker) -> list[dict[str, Any]]:
                 why = explain(document, store.last(scope, step.name), step.inputs)
                 if store.state(key) == "damaged":
                     why = "result missing or corrupt"
-                row |= {"state": "miss", "why": why}
+                row |= {"state": "miss", "why": outdated or why}
         out.append(row)
     return out
 

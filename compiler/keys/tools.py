@@ -22,7 +22,7 @@ LOCAL = re.compile(
     r"\.pyc$|(^|/)(INSTALLER|REQUESTED|RECORD|RECORD\.jws|direct_url\.json|uv_cache\.json|uv_build\.json)$"
 )
 """What an installer adds, or what differs between two installations of one wheel."""
-REQUIRES = re.compile(r"^Requires-Dist:\s*([A-Za-z0-9][A-Za-z0-9._-]*)\s*(?:\[([^\]]*)\])?([^;]*)(?:;(.*))?$", re.M)
+REQUIRES = re.compile(r"^Requires-Dist:\s*([A-Za-z0-9][A-Za-z0-9._-]*)\s*(?:\[([^\]]*)\])?([^;\n]*)(?:;(.*))?$", re.M)
 EXTRA = re.compile(r"""extra\s*==\s*['"]([^'"]+)['"]""")
 VERSION = re.compile(r"^Version:\s*(\S+)", re.M)
 
@@ -70,6 +70,11 @@ class Tools:
                 if not only_for or extras & set(only_for):
                     queue.append((other, frozenset(wanted), False))
         return dict(sorted(found.items()))
+
+    def own(self, names: Iterable[str]) -> dict[str, str]:
+        """The identities of `names` alone; 'absent' where one is not installed."""
+        folders = self._found()
+        return {n: self._describe(n, folders[n])[0] if n in folders else ABSENT for n in sorted(map(normal, names))}
 
     def owners(self, modules: Iterable[str]) -> list[str]:
         """The distributions that bring the top-level `modules`; of names that none brings nothing is said."""

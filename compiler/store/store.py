@@ -17,7 +17,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,15 +41,18 @@ class Result:
     path: Path
     entries: tuple[FileEntry, ...]
     seconds: float
+    loaded: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """See `Origin.loaded`: who reuses the result sees to it that they are still the same."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Which step of which build (`model/target`) made a result, and the installed modules that it had loaded at its end."""
+    """Which step of which build (`model/target`) made a result, and with what besides the tools that its key covers."""
 
     step: str = ""
     scope: str = ""
-    loaded: tuple[str, ...] = ()
+    loaded: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Identities of further distributions that the step turned out to have loaded (see `compiler.keys.tools`)."""
 
 
 class Store:
@@ -150,7 +153,7 @@ class Store:
                 if not there:
                     self._place(folder, target)
                 self._remember_verified(object_, target, entries)
-            action = {
+            action: dict[str, Any] = {
                 "key": key,
                 "object": object_,
                 "files": [plain(entry) for entry in entries],
@@ -159,7 +162,7 @@ class Store:
                 "document": document,
             }
             self.write(self.action_path(key), sealed(action))
-        return Result(key, object_, target, entries, seconds)
+        return Result(key, object_, target, entries, seconds, action["loaded"])
 
     def _place(self, folder: Path, target: Path) -> None:
         for path in list_files(folder):
@@ -255,7 +258,7 @@ class Store:
         if not self._verify(action["object"], path, entries):
             self.set_aside(action["object"])
             return None
-        return Result(action["key"], action["object"], path, entries, float(action["seconds"]))
+        return Result(action["key"], action["object"], path, entries, float(action["seconds"]), action["loaded"])
 
     def _read_action(self, key: str) -> dict[str, Any] | None:
         """The action of `key`, whole and about that key; None otherwise."""
