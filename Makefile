@@ -52,6 +52,7 @@ check: $(READY) ## ruff, mypy strict, import rules
 bench: $(READY) ## prints figures about the compiler itself
 	@$(RUN) benchmarks/overhead.py
 	@$(RUN) benchmarks/straight_line.py
+	@$(RUN) benchmarks/store.py
 
 error-rates: $(READY) ## how often the measurement is wrong (40 minutes on an idle machine)
 	@$(RUN) benchmarks/error_rates.py

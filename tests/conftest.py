@@ -53,8 +53,9 @@ class Done:
 
 
 def environment() -> dict[str, str]:
-    """Ours, with this checkout importable from any folder."""
-    return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    """Ours, with this checkout importable from any folder, and what a test adds by EXTRA_PATH."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("EXTRA_PATH", "")]))
+    return {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 def command(*arguments: object, cwd: Path | None = None, **extra: Any) -> Done:

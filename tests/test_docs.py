@@ -40,7 +40,7 @@ def test_adding_a_backend_builds_what_it_describes(tmp_path: Path) -> None:
     backend.write_text(backend.read_text().replace("float16 storage", "half storage"))
     again = command(*shlex.split(lines[0])[3:], "--json", *QUICK, cwd=tmp_path)
     states = {row["name"]: row for row in json.loads(again.out)["steps"]}
-    assert states["half_fp16.shrink"]["why"] == "source of private.half_backend changed"
+    assert states["half_fp16.shrink"]["why"] == "source of private/half_backend.py changed"
     assert states["fuse"]["state"] == "hit"
 
 

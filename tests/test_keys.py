@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import Done, Project
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -179,3 +180,36 @@ def test_the_governor_is_part_of_the_hosts_fingerprint(monkeypatch: pytest.Monke
     monkeypatch.setattr(host, "_read", lambda path: "powersave" if path.endswith("scaling_governor") else read(path))
     after = host.describe()
     assert (after["governor"], after["fingerprint"] != before["fingerprint"]) == ("powersave", True)
+
+
+def test_a_library_that_a_step_turned_out_to_load_decides_whether_its_result_is_reused(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ai-edge-quantizer loads SciPy: no metadata says it."""
+    installed, own, conf = tmp_path / "site-packages", tmp_path / "own", tmp_path / "conf"
+    info = installed / "quietlib-1.0.dist-info"
+    for folder in (info, own / "own_sly", conf / "candidate"):
+        folder.mkdir(parents=True)
+    (installed / "quietlib.py").write_text("")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: quietlib\nVersion: 1.0\n")
+    (info / "RECORD").write_text("quietlib.py,sha256=a,0\n")
+    (own / "own_sly/__init__.py").write_text("")
+    (own / "own_sly/sly.py").write_text(
+        "import dataclasses, importlib\nfrom compiler.backends.null import Convert\n"
+        "@dataclasses.dataclass(kw_only=True)\nclass Twist(Convert):\n    def convert(self, inputs, out):\n"
+        "        importlib.import_module('quiet' + 'lib')\n        return super().convert(inputs, out)\n"
+    )
+    (conf / "candidate/sly.yaml").write_text(
+        "{backend: own_sly.sly, runtime: 'null', precision: fp32, after: export, artifact: model.npz, steps: {twist: {}}}"
+    )
+    monkeypatch.setenv("EXTRA_PATH", f"{installed}:{own}")
+
+    def build() -> Done:
+        return project.build("--config-dir", conf, "candidates=[sly]")
+
+    assert build().code == 0
+    assert build().executed == []
+    (info / "RECORD").write_text("quietlib.py,sha256=b,0\n")
+    again = build()
+    assert again.executed == ["sly.twist"]
+    assert "sly.twist: running (quietlib 1.0 to 1.0 (other files))" in again.err
