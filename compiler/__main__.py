@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import os
 import signal
 import sys
 import traceback
 
-from compiler.errors import CompilerError, InterruptedBuild, MissingToolError, unknown_name
+from compiler.errors import CompilerError, InterruptedBuild, MissingToolError, StepError, unknown_name
 
 VERBS = {
     "build": "the artifact for a target and a model (meant when no verb is given)",
@@ -44,6 +45,13 @@ def main() -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EIO):
+            return _bug()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try again at its end
+        return _report(
+            StepError(f"cannot write standard output: {error.strerror}", fix="free some space, or write elsewhere")
+        )
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in BUILD_PACKAGES:
             return _bug()

@@ -279,6 +279,17 @@ def test_reader_that_goes_away_does_not_end_the_build(project: Project) -> None:
     assert list(project.artifacts.glob("nullmodel/nulltarget/latest"))
 
 
+def test_output_that_cannot_be_written_is_a_clear_error(project: Project) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "compiler", "plan", *map(str, project.base)],
+            cwd=ROOT, env=environment(), stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert done.returncode == 5
+    assert done.stderr.splitlines()[-1] == "error: cannot write standard output: No space left on device"
+    assert "Traceback" not in done.stderr
+
+
 def test_latest_that_is_no_link_is_left_alone_and_said(project: Project) -> None:
     latest = project.artifacts / "nullmodel/nulltarget/latest"
     latest.mkdir(parents=True)

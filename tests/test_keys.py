@@ -200,7 +200,8 @@ def test_a_library_that_a_step_turned_out_to_load_decides_whether_its_result_is_
         "        importlib.import_module('quiet' + 'lib')\n        return super().convert(inputs, out)\n"
     )
     (conf / "candidate/sly.yaml").write_text(
-        "{backend: own_sly.sly, runtime: 'null', precision: fp32, after: export, artifact: model.npz, steps: {twist: {}}}"
+        "{backend: own_sly.sly, runtime: 'null', precision: fp32, after: export, artifact: model.npz,"
+        " steps: {twist: {}}}"
     )
     monkeypatch.setenv("EXTRA_PATH", f"{installed}:{own}")
 
