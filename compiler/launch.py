@@ -182,13 +182,17 @@ def _named(error: CompilerError, name: str) -> CompilerError:
 
 
 def reproduce_command(job: Job, folder: Path) -> str:
-    """The shell line that runs a kept failure again, in an environment that is empty but for what the worker had."""
+    """The shell line that runs a kept failure again: in the folder where the worker ran, because modules of the user's
+    own may lie there, and in an environment that is empty but for what the worker had.
+    """
     given = environment(job.interpreter, job.threads, folder, job.variables)
     del given["COMPILER_PARENT"], given["COMPILER_PROGRESS"]
     settings = [f"{name}={value}" for name, value in sorted(given.items()) if name not in job.variables]
     secret = [f'{name}="${name}"' for name in sorted(job.variables) if name in os.environ]
     request = [job.interpreter, "-m", "compiler.worker", str(folder / "request.json")]
-    return " ".join(["env -i", shlex.join(settings), *secret, shlex.join(request)])
+    return " ".join(
+        [shlex.join(["cd", str(Path.cwd())]), "&& env -i", shlex.join(settings), *secret, shlex.join(request)]
+    )
 
 
 def environment(interpreter: str, threads: int, folder: Path, variables: Iterable[str] = ()) -> dict[str, str]:

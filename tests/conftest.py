@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -93,6 +94,31 @@ class Project:
 def project(tmp_path: Path) -> Project:
     """An empty project."""
     return Project(tmp_path)
+
+
+@dataclass
+class First:
+    """A finished build of the null backend, which no test may change."""
+
+    project: Project
+    manifest: dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def first(tmp_path_factory: pytest.TempPathFactory) -> First:
+    """One finished build for all tests."""
+    project = Project(tmp_path_factory.mktemp("first"))
+    done = project.build()
+    assert done.code == 0, done.err
+    return First(project, done.manifest)
+
+
+@pytest.fixture
+def built(first: First, tmp_path: Path) -> Project:
+    """A copy of the finished build, for the test to go on from, or to spoil."""
+    project = Project(tmp_path)
+    shutil.copytree(first.project.artifacts, project.artifacts, symlinks=True)
+    return project
 
 
 @pytest.fixture(scope="session")

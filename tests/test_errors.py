@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import shutil
 import signal
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import CONF, ROOT, Project, command, environment
+from processes import in_mount_namespace, start, wait_for
 
 
 @pytest.mark.parametrize(
@@ -93,31 +93,9 @@ def test_candidate_that_fails_is_left_out_by_name_and_the_others_are_built(
     assert project.build(f"candidate.null_int8.steps.quantize.fail={fail}", "strict=true").code == 5
 
 
-def test_failed_step_is_tried_again_and_never_reused(project: Project) -> None:
-    for _ in range(2):
-        done = project.build("candidate.null_int8.steps.quantize.fail=error")
-        assert "null_int8.quantize: failed" in done.err
-    assert done.executed == []
-
-
 def test_every_candidate_failing_ends_the_build_with_5(project: Project) -> None:
     done = project.build("candidates=[null_int8]", "candidate.null_int8.steps.quantize.fail=crash")
     assert done.code == 5 and "null_int8.quantize" in done.last_lines()[1]
-
-
-def test_reproduce_command_fails_the_same_way_when_pasted(project: Project) -> None:
-    done = project.build("candidates=[null_int8]", "candidate.null_int8.steps.quantize.fail=exception")
-    line = next(line for line in done.err.splitlines() if "reproduce: " in line).partition("reproduce: ")[2]
-    pasted = subprocess.run(["sh", "-c", line], cwd="/", capture_output=True, text=True, check=False, timeout=60)
-    assert pasted.returncode == 5
-    assert "a converter's own exception" in pasted.stderr
-
-
-def test_step_that_takes_too_long_is_ended_by_name(project: Project) -> None:
-    done = project.build(
-        "candidates=[null_slow]", "candidate.null_slow.steps.convert.delay_s=60", "executor.time_limit_s=3"
-    )
-    assert done.code == 5 and "null_slow.convert ran past its time limit of 3 s" in done.err
 
 
 def test_checkpoint_that_does_not_match_its_digest_is_an_integrity_error(project: Project, tmp_path: Path) -> None:
@@ -202,8 +180,8 @@ def test_input_that_changes_while_its_step_runs_leaves_nothing_behind(project: P
     weights = tmp_path / "w.bin"
     weights.write_text("good")
     slow = ["steps.export.delay_s=2", f"model.weights={weights}"]
-    process = _start(project, *slow)
-    _wait_for(process, "export: running")
+    process = start(project, *slow)
+    wait_for(process, "export: running")
     weights.write_text("evil")
     _, err = process.communicate(timeout=60)
     assert process.returncode == 2 and "was changed while it ran" in err
@@ -253,8 +231,8 @@ def test_folders_with_spaces_commas_and_umlauts_work(tmp_path: Path) -> None:
 def test_multirun_goes_on_after_a_failed_job_and_ends_at_ctrl_c(project: Project) -> None:
     done = project.build("--multirun", "budget.size_mb=inf,1")
     assert done.code == 2 and "Status: pass" in done.out
-    process = _start(project, "--multirun", "candidate.null_slow.steps.convert.delay_s=60,0", "candidates=[null_slow]")
-    _wait_for(process, "null_slow.convert: running")
+    process = start(project, "--multirun", "candidate.null_slow.steps.convert.delay_s=60,0", "candidates=[null_slow]")
+    wait_for(process, "null_slow.convert: running")
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=20)
@@ -336,56 +314,10 @@ def test_missing_build_packages_are_a_missing_tool_not_a_bug(tmp_path: Path) -> 
     assert done.returncode == 4 and "'hydra" in done.stderr.strip().splitlines()[-1]
 
 
-def test_interrupted_build_ends_with_130_leaves_no_process_and_goes_on_where_it_was(project: Project) -> None:
-    process = _start(project, "candidate.null_slow.steps.convert.delay_s=60", "candidates=[null_slow]")
-    _wait_for(process, "null_slow.convert: running")
-    _wait_for_worker(project)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=20)
-    assert process.returncode == 130
-    assert err.strip().splitlines()[-1] == "error: interrupted"
-    assert not _workers(project)
-    assert list((project.artifacts / ".store/work").iterdir()) == []
-    after = project.build("candidate.null_slow.steps.convert.delay_s=0", "candidates=[null_slow]")
-    assert after.code == 0 and not {"samples", "export"} & set(after.executed)
-
-
-def test_killed_build_takes_its_workers_along_and_the_next_one_succeeds(project: Project) -> None:
-    process = _start(project, "candidate.null_slow.steps.convert.delay_s=60", "candidates=[null_slow]")
-    _wait_for(process, "null_slow.convert: running")
-    _wait_for_worker(project)
-    process.kill()
-    process.wait(timeout=20)
-    deadline = time.monotonic() + 10
-    while _workers(project) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not _workers(project)
-    done = project.build("candidate.null_slow.steps.convert.delay_s=0", "candidates=[null_slow]")
-    assert done.code == 0
-    assert list((project.artifacts / ".store/work").iterdir()) == []
-
-
-def test_killed_worker_is_named_with_its_signal(project: Project) -> None:
-    process = _start(project, "candidate.null_slow.steps.convert.delay_s=60", "candidates=[null_slow]")
-    _wait_for(process, "null_slow.convert: running")
-    _wait_for_worker(project)
-    for pid in _workers(project):
-        os.kill(pid, signal.SIGKILL)
-    _, err = process.communicate(timeout=30)
-    assert process.returncode == 5 and "null_slow.convert was killed by SIGKILL" in err
-
-
 def test_artifacts_folder_that_is_a_file_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "artifacts").write_text("")
     done = Project(tmp_path).build()
     assert done.code == 2 and "cannot write below" in done.last_lines()[1]
-
-
-def test_read_only_artifacts_folder_is_a_clear_error_and_a_finished_build_is_still_found(tmp_path: Path) -> None:
-    inside = f"mount -t tmpfs none {tmp_path} && {{build}}; mount -o remount,ro {tmp_path} && {{build}} && {{other}}"
-    done = _in_mount_namespace(inside, Project(tmp_path), "seed=1")
-    assert "Nothing to do" in done.stdout
-    assert done.returncode == 2 and "cannot write below" in done.stderr.strip().splitlines()[-1]
 
 
 @pytest.mark.parametrize("kilobytes", [24, 100, 180, 300])
@@ -394,62 +326,8 @@ def test_full_disk_is_a_clear_error_and_what_was_built_stays(tmp_path: Path, kil
         f"mount -t tmpfs -o size={kilobytes}k none {tmp_path} && {{build}}; echo code $?; "
         f"mount -o remount,size=64m {tmp_path} && {{build}}"
     )
-    done = _in_mount_namespace(inside, Project(tmp_path))
+    done = in_mount_namespace(inside, Project(tmp_path))
     assert "code 5" in done.stdout, done.stderr
     assert "no space left" in done.stderr
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("samples: done") + done.stderr.count("samples: reused") <= 1
-
-
-def _start(project: Project, *overrides: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "compiler", *map(str, project.base), *overrides],
-        cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-
-def _wait_for(process: subprocess.Popen[str], text: str) -> None:
-    assert process.stderr is not None
-    for line in process.stderr:
-        if text in line:
-            return
-    raise AssertionError(f"never said {text!r}")
-
-
-def _wait_for_worker(project: Project) -> None:
-    deadline = time.monotonic() + 10
-    while not _workers(project):
-        assert time.monotonic() < deadline, "no worker was started"
-        time.sleep(0.05)
-
-
-def _workers(project: Project) -> list[int]:
-    """Processes that work in this project's store."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                line, settings = (entry / "cmdline").read_bytes(), (entry / "environ").read_bytes()
-            except OSError:
-                continue
-            if str(project.artifacts / ".store").encode() in settings and b"compiler.worker" in line:
-                found.append(int(entry.name))
-    return found
-
-
-def _in_mount_namespace(script: str, project: Project, *other: str) -> subprocess.CompletedProcess[str]:
-    """Runs a shell script in which {build} and {other} are builds, where file systems may be mounted."""
-    probe = subprocess.run(["unshare", "-m", "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, check=False)
-    if probe.returncode != 0:
-        pytest.skip("needs the right to mount in a namespace of its own (run as root; apt-get install util-linux)")
-    base = [sys.executable, "-m", "compiler", *map(str, project.base)]
-    text = script.format(build=shlex.join(base), other=shlex.join([*base, *other]))
-    return subprocess.run(
-        ["unshare", "-m", "sh", "-c", text],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )

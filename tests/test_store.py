@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import Project, command
 
 from compiler.disk import write_atomically
 from compiler.store import Store
@@ -56,44 +55,6 @@ def test_damaged_result_is_never_served_and_is_kept_for_diagnosis(tmp_path: Path
     assert _commit(store) == digest and store.lookup(KEY) is not None
 
 
-def test_flipped_bit_with_size_and_times_kept_is_found_before_a_step_reads_it(project: Project) -> None:
-    import os
-
-    project.build()
-    for folder in project.objects():
-        for file in folder.rglob("*.npz"):
-            info = file.stat()
-            data = bytearray(file.read_bytes())
-            data[len(data) // 2] ^= 1
-            file.chmod(0o644)
-            file.write_bytes(data)
-            file.chmod(info.st_mode)
-            os.utime(file, ns=(info.st_atime_ns, info.st_mtime_ns))
-    done = project.build("candidate.null_int8.steps.quantize.bits=7")
-    assert done.code == 0, done.err
-    assert "result missing or corrupt" in done.err
-    assert command("verify", done.manifest_path.parent).code == 0
-
-
-def test_every_object_in_turn_deleted_is_made_again_and_nothing_else_runs(project: Project) -> None:
-    import shutil
-
-    first = project.build()
-    digests = {p.name: p for p in project.objects()}
-    for path in list(digests.values())[:4]:
-        shutil.rmtree(path)
-        done = project.build()
-        assert done.code == 0, done.err
-        if "benchmark" in done.executed:  # figures differ each time they are taken, and what hangs on them with them
-            assert set(done.executed) <= {"benchmark", "select", "package"} | {
-                n for n in done.executed if "evaluate" in n
-            }
-        else:
-            # none where an evaluation of a candidate that no longer ranks first was deleted
-            assert len(done.executed) <= 1 and (path.exists() or not done.executed), (path, done.executed)
-    assert first.code == 0
-
-
 def test_atomic_write_leaves_the_old_file_when_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "f"
     target.write_text("old")
@@ -115,13 +76,3 @@ def test_action_with_another_keys_content_is_not_believed(tmp_path: Path) -> Non
     moved.parent.mkdir()
     moved.write_bytes(path.read_bytes())
     assert store.lookup("cd" * 32) is None
-
-
-def test_two_builders_of_one_key_run_it_once(project: Project) -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
-    slow = ["candidates=[null_slow]", "candidate.null_slow.steps.convert.delay_s=2"]
-    with ThreadPoolExecutor(2) as pool:
-        builds = list(pool.map(lambda _: project.build(*slow), range(2)))
-    assert [b.code for b in builds] == [0, 0], builds
-    assert sum("null_slow.convert" in b.executed for b in builds) == 1

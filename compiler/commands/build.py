@@ -96,7 +96,9 @@ def _print(manifest: dict[str, Any], folder: Path, executed: int, new: bool) -> 
     from compiler.report import print_manifest
 
     print_manifest(manifest, folder)
-    if not new:
+    if not new and executed:
+        print(f"{executed} results were made again; this version was written before.")
+    elif not new:
         print("Nothing to do: every result is in the store and this version was written before.")
     elif not executed:
         print("No step ran: every result was in the store.")

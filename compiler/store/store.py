@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compiler.canonical import FileEntry, list_files, plain, tree_digest, tree_entries
+from compiler.canonical import FileEntry, file_digest, list_files, plain, tree_digest, tree_entries
 from compiler.disk import explain_os_errors, fsync, make_folder, remove_tree, write_atomically
 from compiler.errors import IntegrityError
 from compiler.store import locks
@@ -30,6 +30,8 @@ from compiler.store.records import read_sealed, sealed
 from compiler.store.session import Session, sweep, upkeep_lock
 
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT)
+SMALL_BYTES = 64 << 10
+"""Hashing a file of this size costs hardly more than asking when it changed."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ class Store:
                     self.set_aside(object_)
                     there = False
                 if not there:
-                    self._place(folder, target)
+                    self._place(folder, target, entries)
                 self._remember_verified(object_, target, entries)
             action: dict[str, Any] = {
                 "key": key,
@@ -164,7 +166,7 @@ class Store:
             self.write(self.action_path(key), sealed(action))
         return Result(key, object_, target, entries, seconds, action["loaded"])
 
-    def _place(self, folder: Path, target: Path) -> None:
+    def _place(self, folder: Path, target: Path, entries: tuple[FileEntry, ...]) -> None:
         for path in list_files(folder):
             path.chmod(0o444)
             fsync(path)
@@ -175,8 +177,12 @@ class Store:
         try:
             folder.rename(target)
         except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another process has just made the same
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
+            if not tree_matches(target, entries):  # else another process has just made the same
+                raise IntegrityError(
+                    f"{target} is damaged and could not be set aside", fix="remove it, then run again"
+                ) from None
         fsync(target.parent)
 
     def remember_last(self, scope: str, step: str, document: dict[str, Any]) -> None:
@@ -272,13 +278,16 @@ class Store:
             return None
 
     def _verify(self, object_: str, path: Path, entries: tuple[FileEntry, ...]) -> bool:
-        """Cheap where nothing about the files changed since they were last hashed, else hashes them."""
+        """Cheap where nothing about the files changed since they were last hashed, else hashes them.
+
+        Small files, which builds read themselves, are hashed each time: a disk may rot without telling.
+        """
         if not path.is_dir():
             return False
         try:
             known = read_sealed(self._verified_path(object_))
             if known is not None and known["files"] == _fingerprint(path):
-                return True
+                return _small_files_match(path, entries)
         except (OSError, ValueError, KeyError):
             pass
         if not tree_matches(path, entries):
@@ -297,16 +306,35 @@ class Store:
         self.write(self._verified_path(object_), sealed({"files": seen}))
 
     def set_aside(self, object_: str) -> None:
-        """Moves a damaged object out of the way, kept for diagnosis."""
+        """Moves a damaged object out of the way, kept for diagnosis; one that is whole stays.
+
+        Of several processes that find the same damage one moves it, and none what another has made again since.
+        """
         path = self.object_path(object_)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), locks.held(self.root / "locks" / "aside"):
+            if not path.exists() or is_whole(path):  # in this order: a missing one may be made at any moment
+                return
             self._verified_path(object_).unlink(missing_ok=True)
-            if path.exists():
-                target = self.root / "quarantine" / object_
-                make_folder(target.parent)
-                remove_tree(target)
-                path.rename(target)
-                self.on_damage(f"a stored result is not as it was written: set aside in {target}, made again")
+            target = self.root / "quarantine" / object_
+            make_folder(target.parent)
+            remove_tree(target)
+            path.rename(target)
+            self.on_damage(f"a stored result is not as it was written: set aside in {target}, made again")
+
+
+def is_whole(path: Path) -> bool:
+    """Whether an object is what its name says."""
+    try:
+        return tree_digest(tree_entries(path)) == path.name
+    except (OSError, ValueError):
+        return False
+
+
+def _small_files_match(folder: Path, entries: tuple[FileEntry, ...]) -> bool:
+    try:
+        return all(file_digest(folder / e.path) == e.sha256 for e in entries if e.size <= SMALL_BYTES)
+    except OSError:
+        return False
 
 
 def tree_matches(folder: Path, entries: tuple[FileEntry, ...]) -> bool:

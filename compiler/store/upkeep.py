@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compiler.canonical import digest, file_digest, tree_digest, tree_entries
+from compiler.canonical import digest, file_digest
 from compiler.disk import explain_os_errors, remove_tree
 from compiler.store import locks
 from compiler.store.records import read_sealed
 from compiler.store.session import UPKEEP, pinned, sweep, upkeep_lock
-from compiler.store.store import Store
+from compiler.store.store import Store, is_whole
 
 KEEP = 1
 
@@ -143,31 +143,30 @@ def check(store: Store, artifacts: Path, repair: bool, told: Callable[[str], Non
     With `repair` what is damaged is set aside or forgotten, and the next build makes it again; a finished version is
     only named, because it may be elsewhere already. `told` hears what is being checked.
     """
+    told("results")
+    aside = set()
+    for path in sorted((store.root / "objects").glob("*/*")):
+        if not is_whole(path) and path.exists():  # somebody may have collected it meanwhile
+            if repair:
+                store.set_aside(path.name)
+                aside.add(path.name)
+            yield Damage(
+                f"the result {path.name[:12]} ({_short(store, path)}) does not match its digest",
+                "set aside in quarantine/, made again by the next build" if repair and not path.exists() else "",
+            )
     told("records")
     for path in _actions(store):
         action = read_sealed(path)
         if action is None or action.get("key") != path.stem or digest(action["document"]) != path.stem:
             yield _forget(path, f"the record {_short(store, path)} is not as it was written", repair)
-            continue
-        if not store.object_path(action["object"]).is_dir():
-            yield _forget(path, f"the result of {action['step'] or path.stem[:12]} is missing", repair)
+        elif not store.object_path(action["object"]).is_dir():
+            missing = _forget(path, f"the result of {action['step'] or path.stem[:12]} is missing", repair)
+            if action["object"] not in aside:  # else it has been told
+                yield missing
     for folder in ("verified", "last", "versions"):
         for path in sorted((store.root / folder).rglob("*.json")):
             if read_sealed(path) is None:
                 yield _forget(path, f"the record {_short(store, path)} is not as it was written", repair)
-    told("results")
-    for path in sorted((store.root / "objects").glob("*/*")):
-        try:
-            whole = tree_digest(tree_entries(path)) == path.name
-        except (OSError, ValueError):
-            whole = False
-        if not whole and path.exists():  # somebody may have collected it meanwhile
-            if repair:
-                store.set_aside(path.name)
-            yield Damage(
-                f"the result {path.name[:12]} ({_short(store, path)}) does not match its digest",
-                "set aside in quarantine/, made again by the next build" if repair else "",
-            )
     told("remembered inputs")
     yield from _check_memo(store, repair)
     told("finished versions")
@@ -195,8 +194,7 @@ def _check_memo(store: Store, repair: bool) -> Iterator[Damage]:
     for file in wrong:
         yield Damage(f"{file} has other content than when it was last read, though its size and times are the same")
     if wrong and repair:
-        path.unlink(missing_ok=True)
-        yield Damage("digests of inputs are no longer remembered", "every input is read again by the next build")
+        yield _forget(path, "digests of inputs are remembered that are no longer true", repair)
 
 
 def _check_versions(artifacts: Path) -> Iterator[Damage]:
@@ -214,7 +212,7 @@ def _forget(path: Path, what: str, repair: bool) -> Damage:
     if repair:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
-    return Damage(what, "forgotten, made again by the next build" if repair else "")
+    return Damage(what, "forgotten, made again by the next build" if repair and not path.exists() else "")
 
 
 def _short(store: Store, path: Path) -> str:
