@@ -38,7 +38,7 @@ def commit(store: Store, name: str, size: int = MB, used: float | None = None, s
     with store.work_folder("t") as folder:
         (folder / "out").mkdir()
         (folder / "out" / "data").write_bytes(name.encode().ljust(size, b"."))
-        store.commit(key, document, folder / "out", 0.0, name, scope)
+        store.commit(key, document, folder / "out", 0.0, Origin(name, scope))
     if used is not None:
         os.utime(store.action_path(key), (used, used))
     return key
@@ -188,7 +188,7 @@ def test_gcs_flags_say_what_they_do_and_after_it_the_kept_build_has_nothing_to_d
 SLEEPER = """
 import sys, time
 from pathlib import Path
-from compiler.store import Store
+from compiler.store import Origin, Store
 store = Store(Path(sys.argv[1]))
 (store.scratch() / "half-made").write_text("x")
 with store.lock("busy"):
