@@ -18,7 +18,7 @@ from processes import in_mount_namespace, wait_until
 
 from compiler.canonical import digest
 from compiler.runtime.verify import verify
-from compiler.store import Store, upkeep
+from compiler.store import Origin, Store, upkeep
 
 TEN_YEARS_S = 10 * 365 * 86400
 MB = 1_000_000
@@ -114,7 +114,7 @@ def test_gc_takes_one_of_two_names_of_equal_content_only_when_neither_is_needed(
             with maker.work_folder("t") as folder:
                 (folder / "out").mkdir()
                 (folder / "out/data").write_bytes(b"same")
-                maker.commit(digest({"step": name}), {"step": name}, folder / "out", 0.0, name, "m/t")
+                maker.commit(digest({"step": name}), {"step": name}, folder / "out", 0.0, Origin(name, "m/t"))
     version(tmp_path, "m/t/1", [digest({"step": "y"})])
     collect(store.root, 1, None)
     assert store.lookup(digest({"step": "y"})) is not None
@@ -188,7 +188,7 @@ def test_gcs_flags_say_what_they_do_and_after_it_the_kept_build_has_nothing_to_d
 SLEEPER = """
 import sys, time
 from pathlib import Path
-from compiler.store import Origin, Store
+from compiler.store import Store
 store = Store(Path(sys.argv[1]))
 (store.scratch() / "half-made").write_text("x")
 with store.lock("busy"):
