@@ -42,7 +42,8 @@ class Job:
     stage: str
     fields: dict[str, Any]
     inputs: dict[str, Path]
-    modules: list[str]
+    modules: dict[str, str]
+    """The first-party modules that it may load, and the digests of their source."""
     interpreter: str
     time_limit_s: float
     memory_limit_mb: float

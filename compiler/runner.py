@@ -340,7 +340,7 @@ class Runner:
             stage=reference(type(step.stage)),
             fields=_worker_fields(step),
             inputs=inputs,
-            modules=sorted(document["source"]),
+            modules=document["source"],
             interpreter=self._keys.python(step) or sys.executable,
             memory_limit_mb=self._memory_limit_mb,
             variables=self._variables,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import hashlib
 import importlib
 import json
 import os
@@ -27,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from compiler import lookup
-from compiler.errors import CompilerError, StepError
+from compiler.errors import CompilerError, ConfigError, StepError
 from compiler.stage import FACTS, Stage, write_json
 
 STARTED_WITH = frozenset(sys.modules)
@@ -123,10 +124,20 @@ def _seed(seed: int, tools: tuple[str, ...]) -> None:
         torch.manual_seed(seed)
 
 
-def _audit(allowed: list[str] | None) -> None:
-    """A first-party module outside the step's key would let a change to it go unnoticed: that is a bug here."""
+def _audit(allowed: dict[str, str] | None) -> None:
+    """What was loaded is what the key covers: no other first-party module, and none from another place.
+
+    A change to such a module would go unnoticed.
+    """
     if allowed is None:
         return
+    loaded = {name: getattr(sys.modules.get(name), "__file__", None) for name in allowed}
+    wrong = sorted(file for name, file in loaded.items() if file and _digest(file) != allowed[name])
+    if wrong and "COMPILER_PARENT" in os.environ:  # who runs a kept failure again may have corrected the source
+        raise ConfigError(
+            f"the step loaded source that its key does not cover: {', '.join(wrong)}",
+            fix="if it was changed while it ran, run again; if not, one name is found in two places: rename one",
+        )
     stray = sorted(
         name
         for name, module in list(sys.modules.items())
@@ -139,6 +150,11 @@ def _audit(allowed: list[str] | None) -> None:
             f"the step loaded modules that its key does not cover: {', '.join(stray)}",
             fix="name them in the stage's dynamic_modules()",
         )
+
+
+def _digest(file: str) -> str:
+    with Path(file).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _loaded() -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from compiler.canonical import file_digest
 from compiler.errors import ConfigError
+from compiler.keys.bytecode import drop_outdated
 from compiler.keys.memo import Memo
 
 PACKAGE = "compiler"
@@ -45,7 +46,7 @@ def _closure(modules: tuple[str, ...], memo: Memo) -> tuple[dict[str, str], set[
         path = source_of(name)
         if path is None:
             continue
-        found[name] = str(memo.get("sha256", path, file_digest))
+        found[name] = str(memo.get("source", path, functools.partial(_source_digest, module=name)))
         imported: list[str] = memo.get("imports", path, functools.partial(_imports, module=name))
         for other in imported:
             if _first_party(other, name):
@@ -95,6 +96,11 @@ def source_of(name: str) -> Path | None:
             if path.is_file():
                 return path
     return None
+
+
+def _source_digest(path: Path, module: str) -> str:
+    drop_outdated(path, module)
+    return file_digest(path)
 
 
 def _imports(path: Path, module: str) -> list[str]:

@@ -184,7 +184,7 @@ def _check_memo(store: Store, repair: bool) -> Iterator[Damage]:
     wrong = []
     for name, (seen, value) in sorted(memo["rows"].items()):
         kind, _, file = name.partition(":")
-        if kind != "sha256":
+        if kind not in ("sha256", "source"):
             continue
         with contextlib.suppress(OSError):
             info = Path(file).stat()
