@@ -146,7 +146,9 @@ def _child(
         socket_.close()
         if not callable(what):
             os.execve(what[0], list(what), dict(os.environ if env is None else env))
-        os._exit(what())
+        with os.fdopen(1, "w", closefd=False) as sys.stdout, os.fdopen(2, "w", closefd=False) as sys.stderr:
+            code = what()  # pytest's own streams write elsewhere
+        os._exit(code)
     except BaseException:
         os.write(2, traceback.format_exc().encode())
         os._exit(1)
