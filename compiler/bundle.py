@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from compiler.canonical import file_digest, list_files
 from compiler.disk import copy
 from compiler.runtime.bundle import BUNDLE_VERSION, REFERENCE_ENTRY, SAMPLES, SPEC
+from compiler.stage import write_array
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,7 +56,6 @@ def write(
 
     `images`: uint8 (n, height, width, 3). `with_runtime` adds the light runtime's source, for hosts without ours.
     """
-    import numpy as np
 
     rows = []
     for entry in entries:
@@ -68,7 +68,7 @@ def write(
                 "options": dict(entry.options), "signature": dict(entry.signature),
             }
         )  # fmt: skip
-    np.save(folder / SAMPLES, images)
+    write_array(folder / SAMPLES, images)
     if with_runtime:
         _copy_runtime(folder)
     spec = {

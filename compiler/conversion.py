@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from compiler.errors import StepError
 from compiler.runtime.names import module_of
-from compiler.stage import PREVIOUS, Stage, write_json
+from compiler.stage import PREVIOUS, Stage, write_array, write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,7 +87,7 @@ class Conversion(Stage):
             out / self.artifact, self.runtime, self.runtime_options, signature, inputs["samples"], outputs,
             self.precision(),
         )  # fmt: skip
-        np.save(out / PROBE, outputs)
+        write_array(out / PROBE, outputs)
         write_json(out / SIGNATURE, {**signature, "dynamic_batch": batches})
         return {**facts, "dynamic_batch": batches, "fidelity": fidelity}
 

@@ -156,14 +156,13 @@ def _judge(job: Job, folder: Path, code: int, log_tail: list[str]) -> dict[str, 
         answer: dict[str, Any] | None = json.loads((folder / "answer.json").read_text())
     except (OSError, ValueError):
         answer = None
-    if answer and answer.get("ok") and code == 0:
+    full = shutil.disk_usage(folder).free < FULL_BYTES  # then not even success is believed: libraries overlook it
+    if answer and answer.get("ok") and code == 0 and not full:
         return answer
-    if answer and not answer.get("ok"):
-        if answer.get("errno") in (errno.ENOSPC, errno.EDQUOT) or shutil.disk_usage(folder).free < FULL_BYTES:
-            raise explained(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), folder)
-        raise _named(from_json(answer), job.name)
-    if shutil.disk_usage(folder).free < FULL_BYTES:
+    if full or (answer and answer.get("errno") in (errno.ENOSPC, errno.EDQUOT)):
         raise explained(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), folder)
+    if answer and not answer.get("ok"):
+        raise _named(from_json(answer), job.name)
     if code < 0:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
         hint = "the system ends the largest process when memory runs out: see the kernel log, or build a smaller model"

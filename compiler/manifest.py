@@ -314,8 +314,9 @@ def _git() -> tuple[str | None, bool | None]:
     def ask(*arguments: str) -> str | None:
         try:
             done = subprocess.run(
-                ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=False
-            )
+                ["git", "--no-optional-locks", "-C", str(folder), *arguments],  # killed, it leaves none behind
+                capture_output=True, text=True, timeout=10, check=False,
+            )  # fmt: skip
         except (OSError, subprocess.SubprocessError):
             return None
         return done.stdout.strip() if done.returncode == 0 else None

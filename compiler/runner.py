@@ -163,7 +163,8 @@ class Runner:
         config = self._plan.config
         if any(self._plan.candidates[name].result in self._outcome.results for name in config.candidates):
             return
-        last = next(reversed(self._outcome.failures.values()))
+        failed = [error for name, error in self._outcome.failures.items() if name in self._outcome.records]
+        last = failed[-1]  # not one that was only left out for it: that says nothing about why
         raise StepError(f"every candidate failed; the last: {last.what}", fix=last.fix, details=last.details)
 
     # -- walking ---------------------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ def turn(
 
     take = locks.held if measures else locks.shared
     with contextlib.ExitStack() as stack:
-        with take(folder / QUEUE, told, cancel):
+        with contextlib.suppress(OSError), take(folder / QUEUE, told, cancel):  # full: as where there is no folder
             stack.enter_context(take(folder / MACHINE, told, cancel))
         yield
 

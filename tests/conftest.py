@@ -63,7 +63,8 @@ def command(*arguments: object, cwd: Path | None = None, **extra: Any) -> Done:
     """`python -m compiler ARGUMENTS`, to its end."""
     process = subprocess.run(
         [sys.executable, "-m", "compiler", *map(str, arguments)],
-        capture_output=True, text=True, cwd=cwd or ROOT, env=environment(), check=False, timeout=900, **extra,
+        capture_output=True, text=True, cwd=cwd or ROOT, env=extra.pop("env", environment()), check=False, timeout=900,
+        **extra,
     )  # fmt: skip
     return Done(process.returncode, process.stdout, process.stderr)
 

@@ -93,9 +93,11 @@ def test_candidate_that_fails_is_left_out_by_name_and_the_others_are_built(
     assert project.build(f"candidate.null_int8.steps.quantize.fail={fail}", "strict=true").code == 5
 
 
-def test_every_candidate_failing_ends_the_build_with_5(project: Project) -> None:
-    done = project.build("candidates=[null_int8]", "candidate.null_int8.steps.quantize.fail=crash")
-    assert done.code == 5 and "null_int8.quantize" in done.last_lines()[1]
+@pytest.mark.parametrize("step", ["convert", "quantize"])
+def test_every_candidate_failing_ends_the_build_with_5(project: Project, step: str) -> None:
+    done = project.build("candidates=[null_int8]", f"candidate.null_int8.steps.{step}.fail=crash")
+    fix, cause = done.last_lines()
+    assert done.code == 5 and f"null_int8.{step} was killed by SIGABRT" in cause and fix.startswith("try: ")
 
 
 def test_checkpoint_that_does_not_match_its_digest_is_an_integrity_error(project: Project, tmp_path: Path) -> None:
@@ -331,3 +333,26 @@ def test_full_disk_is_a_clear_error_and_what_was_built_stays(tmp_path: Path, kil
     assert "no space left" in done.stderr
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("samples: done") + done.stderr.count("samples: reused") <= 1
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+def test_disk_of_any_size_is_large_enough_or_said_to_be_full(tmp_path: Path) -> None:
+    """The store is whole after each, and the build goes on once there is room."""
+    codes = {}
+    for kilobytes in range(8, 648, 16):
+        folder = tmp_path / str(kilobytes)
+        folder.mkdir()
+        project = Project(folder)
+        fsck = shlex.join([sys.executable, "-m", "compiler", "store", "fsck", f"artifacts_dir={project.artifacts}"])
+        inside = (
+            f"mount -t tmpfs -o size={kilobytes}k none {folder} && {{build}}; echo code $?; "
+            f"mount -o remount,size=64m {folder} && if [ -d {project.artifacts}/.store ]; then {fsck}; fi && {{build}}"
+        )
+        done = in_mount_namespace(inside, project)
+        codes[kilobytes] = int(done.stdout.split("code ")[1].split()[0])
+        assert codes[kilobytes] == 0 or (codes[kilobytes] == 5 and "no space left" in done.stderr), done.stderr
+        assert "internal error" not in done.stderr and "Traceback" not in done.stderr, done.stderr
+        assert done.returncode == 0, (kilobytes, done.stderr)
+    print(f"{len(codes)} of {len(codes)} sizes, {list(codes.values()).count(5)} of them too small")
+    assert codes[8] == 5 and codes[632] == 0

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from compiler.conversion import PROBE, SIGNATURE, Conversion, probe
 from compiler.data.splits import digest
 from compiler.errors import StepError
-from compiler.stage import Stage, write_json
+from compiler.stage import Stage, write_array, write_json
 
 SPLITS = {"calibration": 64, "selection": 100, "report": 100}
 
@@ -42,8 +42,8 @@ class Samples(Stage):
             images = generator.integers(0, 60, (count, 8, 8, 3))
             for row, label in enumerate(labels):
                 images[row, label * 2 : label * 2 + 2] += 180
-            np.save(out / f"{name}.npy", images.astype(np.uint8))
-            np.save(out / f"{name}.labels.npy", labels.astype(np.int64))
+            write_array(out / f"{name}.npy", images.astype(np.uint8))
+            write_array(out / f"{name}.labels.npy", labels.astype(np.int64))
             sizes[name] = {"n": count, "digest": digest([f"{self.seed}/{name}/{i}" for i in range(count)])}
         meta = {
             "dataset": "null",
@@ -102,7 +102,7 @@ class Export(Stage):
         outputs, signature = probe(
             out / "model.npz", "null", {}, base | {"inputs": [], "outputs": []}, inputs["samples"], "NHWC"
         )
-        np.save(out / PROBE, outputs)
+        write_array(out / PROBE, outputs)
         write_json(out / SIGNATURE, signature | {"dynamic_batch": True})
         return {"parameters": int(weight.size)}
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from compiler.commands.arguments import parser
 from compiler.errors import ConfigError
+from compiler.stage import write_array
 
 
 def run(arguments: list[str]) -> int:
@@ -41,8 +42,7 @@ def run(arguments: list[str]) -> int:
     images = values.dtype == np.uint8 and values.ndim == 4
     result = model.predict(values) if images else model.run_batch(values)[0]
     try:
-        with given.output.open("wb") as stream:  # given a name, numpy would append .npy to it
-            np.save(stream, result)
+        write_array(given.output, result)
     except OSError as error:
         raise ConfigError(f"cannot write {given.output}: {error.strerror}", fix="choose another place") from None
     print(f"{given.output}: {result.dtype} {tuple(result.shape)}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from compiler.conversion import SIGNATURE
-from compiler.stage import Stage, report_progress, write_json
+from compiler.stage import Stage, report_progress, write_array, write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,7 +45,7 @@ class Calibrate(Stage):
 
         signature = json.loads((inputs["model"] / SIGNATURE).read_text())
         images = np.load(inputs["samples"] / "calibration.npy", mmap_mode="r", allow_pickle=False)
-        np.save(out / "samples.npy", images)
+        write_array(out / "samples.npy", images)
         names, session = _observed(inputs["model"] / "model.onnx")
         low = dict.fromkeys(names, np.inf)
         high = dict.fromkeys(names, -np.inf)

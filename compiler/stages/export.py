@@ -21,7 +21,7 @@ from compiler.conversion import (
     takes_batches,
 )
 from compiler.errors import ConfigError, StepError
-from compiler.stage import Stage, write_json
+from compiler.stage import Stage, write_array, write_json
 from compiler.stages._checkpoint import load_state, read_metadata
 from compiler.stages._model_files import name_batch, open_batch, save_onnx, save_program
 from compiler.stages.samples import read_meta
@@ -124,7 +124,6 @@ class Export(Stage):
 
         `example`: float32 (batch, ...); `batch`: how the first dimension is left open, or FIXED.
         """
-        import numpy as np
         import torch
 
         from compiler.runtime.preprocess import encode
@@ -151,7 +150,7 @@ class Export(Stage):
             out / "model.onnx", "onnxruntime", {}, signature, samples, onnx_outputs, "fp32"
         ):
             raise StepError(f"at batch {BATCH} the model answers otherwise than at batch 1")
-        np.save(out / PROBE, outputs)
+        write_array(out / PROBE, outputs)
         write_json(out / SIGNATURE, {**signature, "dynamic_batch": batch != FIXED})
         return {"batch": batch, "dynamic_batch": batch != FIXED, "fidelity": fidelity, "onnx_fidelity": onnx_fidelity}
 

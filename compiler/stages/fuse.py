@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from compiler.conversion import PROBE, SIGNATURE, compare, judge, probe, takes_batches
-from compiler.stage import Stage, write_json
+from compiler.stage import Stage, write_array, write_json
 from compiler.stages._model_files import save_onnx, save_program
 
 
@@ -55,7 +55,7 @@ class Fuse(Stage):
         dynamic = before["dynamic_batch"] and takes_batches(
             out / "model.onnx", "onnxruntime", {}, signature, inputs["samples"], outputs, "fp32"
         )
-        np.save(out / PROBE, outputs)  # the ONNX model's: it is what most converters read
+        write_array(out / PROBE, outputs)  # the ONNX model's: it is what most converters read
         write_json(out / SIGNATURE, {**signature, "dynamic_batch": dynamic})
         write_json(out / "nodes.json", {"program": program_nodes, "onnx": onnx_nodes})
         counts = {

@@ -12,7 +12,7 @@ import compiler.data.imagefolder
 from compiler.data.source import Geometry, Source
 from compiler.data.splits import digest, split
 from compiler.errors import ConfigError, unknown_name
-from compiler.stage import Stage, report_progress, write_json
+from compiler.stage import Stage, report_progress, write_array, write_json
 
 STORED = ("calibration", "selection", "report")
 
@@ -78,7 +78,7 @@ class Samples(Stage):
                 done += 1
                 report_progress(done, total, "images")
             images.flush()
-            np.save(out / f"{name}.labels.npy", np.asarray([source.labels[i] for i in indices], np.int64))
+            write_array(out / f"{name}.labels.npy", np.asarray([source.labels[i] for i in indices], np.int64))
         sizes = {
             name: {"n": len(part), "digest": digest([source.ids[i] for i in part])} for name, part in parts.items()
         }

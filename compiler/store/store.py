@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from compiler.canonical import FileEntry, file_digest, list_files, plain, tree_digest, tree_entries
-from compiler.disk import explain_os_errors, fsync, make_folder, remove_tree, write_atomically
+from compiler.disk import explain_os_errors, explained, fsync, make_folder, remove_tree, write_atomically
 from compiler.errors import IntegrityError
 from compiler.store import locks
 from compiler.store.records import read_sealed, sealed
@@ -87,7 +87,11 @@ class Store:
         return self._found(action) if action else None
 
     def take(self, key: str) -> Result | None:
-        """Like `lookup`, and nobody collects the result as long as this process lives."""
+        """Like `lookup`, and nobody collects the result as long as this process lives.
+
+        Raises:
+            StepError: the disk fails.
+        """
         if not self.action_path(key).exists():
             return None
         try:
@@ -102,7 +106,7 @@ class Store:
         except OSError as error:
             if error.errno in READ_ONLY:  # then nobody can collect either
                 return self.lookup(key)
-            raise
+            raise explained(error, self.root) from error
 
     def state(self, key: str) -> str:
         """'absent', or 'damaged' where the key was built but its result is gone or does not verify, or 'stored'."""
