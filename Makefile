@@ -37,8 +37,10 @@ plan: $(READY) ## what a build would run, and why; runs nothing
 doctor: $(READY) ## checks this machine
 	@$(RUN) -m compiler doctor target=$(TARGET)
 
+# Two files of tests at a time, then what may have nothing beside it; 5 is pytest's word for no test chosen by ARGS.
 test: $(READY) ## every test but the long ones, real builds among them
-	@$(RUN) -m pytest -m "not soak" $(ARGS)
+	@$(RUN) -m pytest -m "not soak and not alone" -n 2 --dist loadfile $(ARGS) || [ $$? = 5 ]
+	@$(RUN) -m pytest -m "alone and not soak" $(ARGS) || [ $$? = 5 ]
 
 soak: $(READY) ## the long tests
 	@$(RUN) -m pytest -m soak $(ARGS)

@@ -42,7 +42,7 @@ def test_changed_quantizer_runs_only_what_is_downstream(project: Project) -> Non
     ran = done.executed
     assert "null_int8.quantize" in ran and "benchmark" in ran
     assert not {"samples", "export", "null_fp32.convert"} & set(ran)
-    assert "null_int8.quantize: running (field bits: 8 -> 6)" in done.err
+    assert "null_int8.quantize: running (field bits from 8 to 6)" in done.err
 
 
 def test_going_back_to_an_earlier_configuration_reuses_its_version(project: Project) -> None:

@@ -23,7 +23,7 @@ from compiler.disk import explain_os_errors
 from compiler.errors import CompilerError
 from compiler.runtime.verify import verify
 from compiler.stage import write_array
-from compiler.store import Store
+from compiler.store import Origin, Store
 from compiler.store.records import read_sealed, sealed
 from compiler.turns import turn
 
@@ -128,7 +128,7 @@ def _commit(store: Store, key: str, document: dict[str, Any]) -> None:
             (out / "sub").mkdir(parents=True)
             (out / "sub" / "weights.bin").write_bytes(key.encode() * 1000)
             (out / "facts.json").write_text("{}")
-        store.commit(key, document, out, 1.0, "step", "m/t")
+        store.commit(key, document, out, 1.0, Origin("step", "m/t"))
 
 
 @pytest.mark.parametrize("name", ["kill", "torn", "ENOSPC", "EIO", "full from then on"])

@@ -94,7 +94,7 @@ def test_change_to_the_metrics_source_evaluates_again_and_nothing_before_it(proj
     done = project.build("data.metric=scores:balanced", cwd=own)
     assert done.code == 0, done.err
     assert all(name.startswith(("evaluate.", "select", "package")) for name in done.executed)
-    assert "(source of scores changed)" in done.err
+    assert "(source of scores.py changed)" in done.err
     assert max(row["value"] for row in _accuracy(done.manifest).values() if row) <= 90.0
 
 

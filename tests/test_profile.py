@@ -344,6 +344,7 @@ NAMES = ("torch", "onnx", "onnx_int8", "tflite", "openvino", "openvino_int8")
 
 
 @pytest.mark.real
+@pytest.mark.alone
 @pytest.mark.parametrize("name", NAMES)
 def test_operators_account_for_the_profiled_call(profiles: Any, name: str) -> None:
     row, folder = profiles(name)

@@ -38,7 +38,7 @@ class Builds:
 
 @pytest.fixture(scope="session")
 def builds(tmp_path_factory: pytest.TempPathFactory) -> Builds:
-    return Builds(tmp_path_factory.mktemp("real") / "artifacts")
+    return Builds(tmp_path_factory.mktemp("real") / "öäü, with a comma" / "artifacts")
 
 
 def _row(manifest: dict[str, Any], name: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -30,7 +31,8 @@ class Convert(Conversion):
         import openvino
 
         try:
-            model = openvino.convert_model(str(inputs["model"] / "model.onnx"))
+            with contextlib.chdir(inputs["model"]):  # it takes a comma in a path for the end of the path
+                model = openvino.convert_model("model.onnx")
         except Exception as error:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             named = next(
