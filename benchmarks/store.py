@@ -137,9 +137,18 @@ def many_objects(folder: Path, sizes: list[int]) -> list[dict[str, Any]]:
             filling, _ = timed(lambda size=size: keys.extend(_more(store, len(keys), size)))
             sample = [generator.choice(keys) for _ in range(LOOKUPS)]
             hits, _ = timed(lambda sample=sample: [store.take(key) for key in sample])
+            again, _ = timed(lambda sample=sample: [store.take(key) for key in sample])
             misses, _ = timed(lambda: [store.take(digest(["no", n])) for n in range(LOOKUPS)])
             us = 1e6 / LOOKUPS
-            found.append({"results": size, "hit_us": us * hits, "miss_us": us * misses, "filling_s": filling})
+            found.append(
+                {
+                    "results": size,
+                    "hit_us": us * hits,
+                    "again_us": us * again,
+                    "miss_us": us * misses,
+                    "filling_s": filling,
+                }
+            )
     return found
 
 
@@ -166,8 +175,8 @@ def main() -> None:
         sizes = sorted({given.objects // 100, given.objects // 10, given.objects})
         for row in many_objects(Path(name) / "objects", [size for size in sizes if size]):
             print(
-                f"{row['results']:>7} results: a hit {row['hit_us']:.0f} us, a miss {row['miss_us']:.0f} us "
-                f"(put there in {row['filling_s']:.0f} s)",
+                f"{row['results']:>7} results: a hit {row['hit_us']:.0f} us, the same again {row['again_us']:.0f} us, "
+                f"a miss {row['miss_us']:.0f} us (put there in {row['filling_s']:.0f} s)",
                 flush=True,
             )
 
