@@ -52,11 +52,6 @@ class Stage(ABC):
     """File name -> why it may differ between two runs of one key. What measures is as a whole no portable result."""
     time_limit_s: ClassVar[float] = 3600.0
 
-    @classmethod
-    def portable(cls) -> bool:
-        """Whether one key gives the same bytes wherever it is built, but for the files in `not_portable`."""
-        return not (cls.measures or cls.on_host)
-
     @abstractmethod
     def run(self, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
         """Writes the result's files into the empty folder `out` and returns its facts (JSON types).

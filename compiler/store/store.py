@@ -191,8 +191,11 @@ class Store:
 
     def remember_last(self, scope: str, step: str, document: dict[str, Any]) -> None:
         """Keeps the key document of `step`, for the next run's explanation."""
-        if self.last(scope, step) != document:
-            self.write(self.root / "last" / scope / f"{step}.json", sealed(document))
+        path, data = self.root / "last" / scope / f"{step}.json", sealed(document)
+        with contextlib.suppress(OSError):
+            if path.read_bytes() == data:
+                return
+        self.write(path, data)
 
     def needs(self, scope: str) -> None:
         """Tells garbage collection that a build of `scope` is running: what its steps had last is kept for it."""
