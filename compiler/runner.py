@@ -29,6 +29,8 @@ from compiler.turns import turn
 
 MAX_JOBS = 4
 MEMORY_SHARE = 0.95
+AT_ONCE = threading.Event()
+AT_ONCE.set()
 
 
 class _Damaged(Exception):
@@ -251,6 +253,10 @@ class Runner:
             if name in self._ahead or not waits_for or not waits_for <= busy or not step.stage.preload():
                 continue
             stack = contextlib.ExitStack()
+            try:
+                stack.enter_context(turn(False, cancel=AT_ONCE))
+            except locks.Cancelled:  # a measurement of another build is running: nothing is begun ahead of time
+                return
             folder = stack.enter_context(self._store.work_folder(step.name.replace("/", "_")))
             interpreter = self._keys.python(step) or sys.executable
             worker = launch.Worker(interpreter, folder, self._cores, self._variables, step.stage.preload())
@@ -316,6 +322,7 @@ class Runner:
             why = outdated or why
             self._watcher.started(step.name, why)
             with contextlib.ExitStack() as stack:
+                stack.enter_context(turn(step.stage.measures, waiting, self._cancel))
                 ahead = self._ahead.pop(step.name, None)
                 if ahead is not None:
                     stack.push(ahead[1])
@@ -326,7 +333,6 @@ class Runner:
                         self._keys.python(step) or sys.executable, folder, self._cores, self._variables
                     )
                     stack.callback(worker.end)
-                stack.enter_context(turn(step.stage.measures, waiting, self._cancel))
                 result = self._run_worker(step, document, inputs, worker, key)
             self._record(step, result, "executed", why)
             self._store_last(step, document)
