@@ -232,6 +232,7 @@ def _check_values(config: Config) -> None:
         )
     if config.budget.arrival_rate_per_s is not None and config.budget.arrival_rate_per_s <= 0:
         raise ConfigError("budget.arrival_rate_per_s must be above 0", fix="give requests a second")
+    _check_candidates(config)
     if not config.artifacts_dir.strip():
         raise ConfigError("artifacts_dir is empty", fix="name a folder")
     if not config.candidates:
@@ -239,6 +240,17 @@ def _check_values(config: Config) -> None:
     for what, name in (("target.name", config.target.name), ("model.name", config.model.name)):
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             raise ConfigError(f"{what} {name!r} cannot name a folder", fix="use letters, digits, '.', '_' and '-'")
+
+
+def _check_candidates(config: Config) -> None:
+    for name, candidate in config.candidate.items():
+        if Path(candidate.artifact).name != candidate.artifact:
+            raise ConfigError(
+                f"candidate.{name}.artifact is {candidate.artifact!r}", fix="give the name of a file, without a folder"
+            )
+    for name in [config.baseline, *config.candidates]:
+        if name not in config.candidate:
+            raise unknown_name("candidate", name, config.candidate)
 
 
 def _check_config_dirs(config_dirs: Sequence[Path]) -> None:

@@ -89,15 +89,18 @@ def copy(source: Path, target: Path) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Removes a folder, read-only files in it too; one that is not there is fine."""
+    """Removes a folder, read-only files in it too, or a file or link; what is not there is fine."""
 
     def make_writable(function: Any, name: str, _info: Any) -> None:
         with contextlib.suppress(OSError):
             Path(name).parent.chmod(0o755)
-            Path(name).chmod(0o755)
+            if not Path(name).is_symlink():  # what it points to is none of ours
+                Path(name).chmod(0o755)
             function(name)
 
-    if path.exists():
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.exists():
         shutil.rmtree(path, onerror=make_writable)
 
 

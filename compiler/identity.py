@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import os
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,10 +88,10 @@ class KeyMaker:
                 if is_path_field(type(step.stage), item.name):
                     self._field(step.stage, item.name)
 
-    def outside(self, plan: Plan) -> dict[str, dict[str, str]]:
-        """What steps read from outside the store: `step.field` -> `path` as configured, `sha256` of the content."""
+    def outside(self, plan: Plan, names: Collection[str] | None = None) -> dict[str, dict[str, str]]:
+        """What steps (`names`; all) read from outside the store: `step.field` -> `path` as configured, `sha256`."""
         found = {}
-        for step in plan.steps.values():
+        for step in [s for s in plan.steps.values() if names is None or s.name in names]:
             for name, path in _paths(step.stage).items():
                 digest_ = content_digest(path, self._memo)
                 found[f"{step.name}.{name}"] = {"path": str(getattr(step.stage, name)), "sha256": digest_}
@@ -126,8 +126,10 @@ class KeyMaker:
         return self._config.toolchains[step.toolchain].python if step.toolchain else None
 
     def look_again(self) -> None:
-        """Source is read anew from here on."""
-        self._memo.forget("closure", "foreign")
+        """Source and tools are looked at anew from here on."""
+        self._memo.forget("closure", "foreign", "tools", "owners", "identities")
+        source_of.cache_clear()
+        foreign_identities.cache_clear()
 
     def save(self) -> None:
         """Keeps what was read for the next run."""

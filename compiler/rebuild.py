@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,24 +15,26 @@ from compiler import lookup
 from compiler.config import revive
 from compiler.errors import ConfigError, IntegrityError
 from compiler.identity import KeyMaker, resolve_path
-from compiler.keys.memo import Memo, content_digest
+from compiler.keys.memo import Memo
 from compiler.keys.tools import tool_version
 from compiler.outcome import Watcher
 from compiler.plan import Plan, check_tools, make_plan
 from compiler.runner import Runner
 from compiler.schema import Config
+from compiler.stage import FACTS
 from compiler.stages.calibrate import RECORD
 from compiler.store import Store
 
 SHARED = "calibrate"
+CODE = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
 
 
 @dataclass(frozen=True)
 class Compared:
-    """One file of the artifact: `found` is the digest of what was built now, None where it was not."""
+    """One file of the artifact: the digests in the manifest and of what was built now, None where there is none."""
 
     path: str
-    recorded: str
+    recorded: str | None
     found: str | None
 
     @property
@@ -55,16 +58,19 @@ def rebuild(manifest: Mapping[str, Any], own_code: bool, watcher: Watcher) -> li
         _refuse_code(config)
     if manifest["selected"] not in config.candidates:
         raise ConfigError("the manifest has no selected candidate", fix="see why: python -m compiler show PATH")
-    portable = {file["path"]: file["sha256"] for file in manifest["files"] if file.get("portable")}
+    recorded = {file["path"]: file["sha256"] for file in manifest["files"]}
+    portable = {file["path"] for file in manifest["files"] if file.get("portable")}
     with tempfile.TemporaryDirectory(prefix="rebuild-") as folder, Store(Path(folder) / ".store") as store:
         memo = Memo(store.root / "memo.json", store.write)
         plan = make_plan(config)
-        needed = _delivering(plan, manifest["selected"], RECORD in portable)
-        check_inputs(manifest, set(plan.ancestors(needed)), memo)
+        needed = _delivering(plan, manifest["selected"], RECORD in recorded)
+        keys = KeyMaker(config, memo)
+        check_inputs(manifest, keys, plan, set(plan.ancestors(needed)))
         check_tools(plan, needed)
-        outcome = Runner(plan, store, KeyMaker(config, memo), watcher).make(needed)
-        built = {entry.path: entry.sha256 for entry in outcome.results["package"].entries}
-    return [Compared(path, digest, built.get(path)) for path, digest in sorted(portable.items())]
+        outcome = Runner(plan, store, keys, watcher).make(needed)
+        built = {entry.path: entry.sha256 for entry in outcome.results["package"].entries if entry.path != FACTS}
+    # what was built decides what is compared: a manifest could call nothing portable
+    return [Compared(path, recorded.get(path), built.get(path)) for path in sorted(portable | built.keys())]
 
 
 def differences(manifest: Mapping[str, Any]) -> list[str]:
@@ -83,18 +89,20 @@ def differences(manifest: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def check_inputs(manifest: Mapping[str, Any], steps: set[str], memo: Memo) -> None:
-    """Refuses weights and data that are not those that the manifest names.
+def check_inputs(manifest: Mapping[str, Any], keys: KeyMaker, plan: Plan, steps: set[str]) -> None:
+    """Refuses weights and data that `steps` would read and that are not those that the manifest names.
 
     Raises:
         ConfigError: one is not there.
-        IntegrityError: one has another content.
+        IntegrityError: one has another content, or the manifest does not say which it had.
     """
-    for name, entry in sorted(manifest["inputs"].items()):
-        path = resolve_path(entry["path"])
-        if name.rpartition(".")[0] in steps and content_digest(path, memo) != entry["sha256"]:
+    recorded = {name: str(entry["sha256"]) for name, entry in manifest["inputs"].items()}
+    for name, entry in keys.outside(plan, steps).items():
+        wanted = recorded.get(name, "that it does not tell")
+        if entry["sha256"] != wanted:
+            path = resolve_path(entry["path"])
             raise IntegrityError(
-                f"{path} is not what the artifact was built from ({name} had the SHA-256 {entry['sha256']})",
+                f"{path} is not what the artifact was built from ({name} had the SHA-256 {wanted})",
                 fix="restore that file, or build a new version from this one",
             )
 
@@ -114,9 +122,12 @@ def _refuse_code(config: Config) -> None:
     named += [name for name in (config.model.architecture, config.data.metric) if ":" in name]
     for candidate in config.candidate.values():
         named += [name for name in (candidate.backend, candidate.runtime or "") if "." in name]
-        named += [str(v) for v in candidate.options.values() if isinstance(v, str) and ":" in v]
-        named += [name for name in map(_stage_of, candidate.steps.values()) if not _ours(name)]
-    named += [name for name in map(_stage_of, config.steps.values()) if not _ours(name)]
+        named += _code_in(candidate.options)
+        named += [name for name in candidate.steps if not _ours(name)]
+    for spec in [*config.steps.values(), *(s for c in config.candidate.values() for s in c.steps.values())]:
+        named += _code_in(spec)
+        stage = spec.get("stage", "") if isinstance(spec, Mapping) else ""
+        named += [] if _ours(str(stage)) else [str(stage)]
     if named:
         raise IntegrityError(
             f"the manifest names code that is not this project's: {', '.join(sorted(set(named)))}",
@@ -124,8 +135,13 @@ def _refuse_code(config: Config) -> None:
         )
 
 
-def _stage_of(spec: Mapping[str, Any] | None) -> str:
-    return str((spec or {}).get("stage", ""))
+def _code_in(node: Any) -> list[str]:
+    """Every text `package.module:name` in a stage's fields or a runtime's options, whatever they are called."""
+    if isinstance(node, Mapping):
+        return [text for item in node.values() for text in _code_in(item)]
+    if isinstance(node, list | tuple):
+        return [text for item in node for text in _code_in(item)]
+    return [node] if isinstance(node, str) and CODE.fullmatch(node) else []
 
 
 def _ours(stage: str) -> bool:

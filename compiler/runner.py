@@ -252,11 +252,12 @@ class Runner:
                 return
             if name in self._ahead or not waits_for or not waits_for <= busy or not step.stage.preload():
                 continue
-            stack = contextlib.ExitStack()
             try:
-                stack.enter_context(turn(False, cancel=AT_ONCE))
-            except locks.Cancelled:  # a measurement of another build is running: nothing is begun ahead of time
+                with turn(False, cancel=AT_ONCE):
+                    pass  # not held: who holds the machine must not wait for anything
+            except locks.Cancelled:  # another build measures, or is about to: nothing is begun ahead of time
                 return
+            stack = contextlib.ExitStack()
             folder = stack.enter_context(self._store.work_folder(step.name.replace("/", "_")))
             interpreter = self._keys.python(step) or sys.executable
             worker = launch.Worker(interpreter, folder, self._cores, self._variables, step.stage.preload())

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CONF, QUICK, ROOT, Project, command, environment
+from conftest import CONF, QUICK, ROOT, First, Project, command, environment
 
 from compiler.canonical import file_digest
 from compiler.runtime.verify import files_digest
@@ -78,6 +78,11 @@ def test_manifest_from_elsewhere_runs_no_code_of_its_own_choice(project: Project
         lambda _, m: m["config"]["steps"]["samples"].update(stage="evil.samples"),
         lambda _, m: m["config"]["model"].update(architecture="evil:f"),
         lambda _, m: m["config"]["data"].update(metric="evil:f"),
+        lambda _, m: m["config"]["candidate"]["null_fp32"].update(steps={"evil.sub": {}}),
+        lambda _, m: m["config"]["steps"]["export"].update(architecture="evil.sub:f"),
+        lambda _, m: m["config"]["steps"]["evaluate"].update(metric="evil:f"),
+        lambda _, m: m["config"]["candidate"]["null_fp32"]["options"].update(deep={"x": ["evil:f"]}),
+        lambda _, m: m["config"]["candidate"]["null_fp32"]["steps"].update(x={"stage": "evil.stage"}),
         lambda _, m: m["config"].update(toolchains={"t": {"python": str(tmp_path / "evil.py")}}),
     ):
         copy = tmp_path / "copy"
@@ -90,6 +95,49 @@ def test_manifest_from_elsewhere_runs_no_code_of_its_own_choice(project: Project
         assert done.returncode == 6 and "--own-code" in done.stderr, done.stderr
         assert not canary.exists()
         shutil.rmtree(copy)
+
+
+def test_manifest_that_calls_nothing_portable_proves_nothing(project: Project) -> None:
+    version = project.build().manifest_path.parent
+
+    def swap(folder: Path, manifest: dict[str, Any]) -> None:
+        model = folder / "model.npz"
+        model.chmod(0o644)
+        model.write_bytes(model.read_bytes() + b"more")
+        for entry in manifest["files"]:
+            entry["portable"] = False
+            if entry["path"] == "model.npz":
+                entry |= {"sha256": file_digest(model), "size_bytes": model.stat().st_size}
+
+    _altered(version, swap)
+    done = command("rebuild", version)
+    assert done.code == 6 and "model.npz differs" in done.last_lines()[1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"inputs": []}, {"inputs": {"export.weights": 5}}, {"environment": {}}, {"environment": {"packages": []}},
+        {"config": {}}, {"config": {"steps": {"samples": "x"}}}, {"selected": None},
+    ],
+)  # fmt: skip
+def test_manifest_of_another_shape_is_an_error_and_no_bug(first: First, tmp_path: Path, change: dict[str, Any]) -> None:
+    version = tmp_path / "version"
+    shutil.copytree(first.project.artifacts / "nullmodel/nulltarget/latest", version)
+    if change.get("config"):
+        change = {"config": {**json.loads((version / "manifest.json").read_text())["config"], **change["config"]}}
+    _altered(version, lambda _, m: m.update(change))
+    done = command("rebuild", version)
+    assert done.code in (2, 6) and "internal error" not in done.err and "Traceback" not in done.err, done.err
+
+
+def test_manifest_that_keeps_an_input_to_itself_is_refused(project: Project, tmp_path: Path) -> None:
+    weights = tmp_path / "weights.bin"
+    weights.write_bytes(b"one")
+    version = project.build(f"model.weights={weights}").manifest_path.parent
+    _altered(version, lambda _, m: m["inputs"].clear())
+    done = command("rebuild", version)
+    assert done.code == 6 and str(weights) in done.last_lines()[1]
 
 
 def test_recorded_configuration_is_inert(project: Project) -> None:

@@ -19,6 +19,7 @@ from processes import in_mount_namespace, wait_until
 from compiler.canonical import digest
 from compiler.runtime.verify import verify
 from compiler.store import Origin, Store, upkeep
+from compiler.store.records import sealed
 
 TEN_YEARS_S = 10 * 365 * 86400
 MB = 1_000_000
@@ -312,3 +313,43 @@ def test_damage_in_a_store_that_cannot_be_written_to_is_not_served_either(first:
     assert "fsck 6" in done.stdout and "findings remain" in done.stderr, done.stderr
     assert done.returncode == 2 and "cannot write below" in done.stderr.strip().splitlines()[-1], done.stderr
     assert "Nothing to do" not in done.stdout
+
+
+def test_link_in_a_store_is_removed_and_what_it_points_to_left_alone(store: Store, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir(mode=0o700)
+    (mine / "secret").write_text("x")
+    (mine / "secret").chmod(0o600)
+    commit(store, "a")
+    for name, target in {"file": mine / "secret", "folder": mine, "nowhere": tmp_path / "nowhere"}.items():
+        (store.root / "work" / name).symlink_to(target)
+    with store:
+        store.clean_leftovers()
+    assert [path.name for path in (store.root / "work").iterdir() if path.is_symlink()] == []
+    assert (mine / "secret").read_text() == "x"
+    assert ((mine / "secret").stat().st_mode & 0o777, mine.stat().st_mode & 0o777) == (0o600, 0o700)
+
+
+def test_record_of_another_form_stops_no_upkeep(built: Project) -> None:
+    strange = built.artifacts / ".store/actions/ab" / f"{'ab' * 32}.json"
+    strange.parent.mkdir(exist_ok=True)
+    strange.write_bytes(sealed({"key": "ab" * 32}))
+    (strange.parent / "folder.json").mkdir()
+    where = f"artifacts_dir={built.artifacts}"
+    assert command("store", "ls", where).code == 0
+    assert command("store", "gc", where).code == 0
+    assert command("store", "fsck", where).code == 6
+    assert command("store", "fsck", "--repair", where).code == 0
+    assert command("store", "fsck", where).code == 0
+
+
+def test_gc_makes_room_on_a_disk_that_is_full(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    gc = f"{sys.executable} -m compiler store gc --keep 0 artifacts_dir={project.artifacts}"
+    inside = (
+        f"mount -t tmpfs -o nr_inodes=400 none {tmp_path} && {{build}}; n=0; "
+        f"while touch {tmp_path}/filler$n; do n=$((n+1)); done; {gc}"
+    )
+    done = in_mount_namespace(inside, project)
+    assert done.returncode == 0, done.stderr
+    assert "removed 11 results" in done.stdout and "0 results (0.00 MB) left" in done.stdout

@@ -25,20 +25,22 @@ def run(arguments: list[str]) -> int:
         raise ConfigError(f"{given.path} was built by an older version of the compiler", fix="build it again")
 
     from compiler import rebuild
-    from compiler.observations import store_of
     from compiler.progress import watcher
 
-    # what a build on this host wrote names its user's own code; anybody else's manifest must be allowed to
-    own = given.own_code or store_of(given.path.resolve(), manifest) is not None
-    with watcher() as watching:
-        compared = rebuild.rebuild(manifest, own, watching)
+    try:
+        with watcher() as watching:
+            compared = rebuild.rebuild(manifest, given.own_code, watching)
+        changed = rebuild.differences(manifest)
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, RecursionError, OSError) as error:
+        raise IntegrityError(
+            f"the manifest at {given.path} cannot be rebuilt from: {error!r}"[:300], fix="fetch or build it again"
+        ) from error
     if given.json:
         print(rebuild.report(compared))
     else:
         for item in compared:
             print(f"{item.path}: {'same bytes' if item.same else 'differs'}")
     differing = [item for item in compared if not item.same]
-    changed = rebuild.differences(manifest)
     if differing:
         why = f"here differ: {', '.join(changed)}" if changed else "versions, interpreter and CPU features are the same"
         raise IntegrityError(

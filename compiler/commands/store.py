@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -125,7 +126,10 @@ def _bytes(text: str) -> int:
     unit = UNITS.get(match.group(2).upper()) if match else None
     if match is None or unit is None:
         raise ConfigError(f"{text!r} is no size", fix="for example 500MB, 20GB, 8GiB")
-    return int(float(match.group(1)) * unit)
+    size = float(match.group(1)) * unit
+    if not math.isfinite(size):
+        raise ConfigError("the size is too large", fix="for example 500MB, 20GB, 8GiB")
+    return int(size)
 
 
 def _mb(size: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +29,7 @@ class Memo:
         self._changed = False
         self._seen: dict[tuple[str, str], Any] = {}
         record = read_sealed(path)
-        rows = record.get("rows") if record else None
+        rows = record.get("rows") if record and record.get("made_by") == _made_by() else None
         self._rows: dict[str, list[Any]] = rows if isinstance(rows, dict) else {}
 
     def get(self, kind: str, path: Path, compute: Callable[[Path], Any]) -> Any:
@@ -70,8 +71,14 @@ class Memo:
         """Writes what is new; a folder that cannot be written to is no error, only slower next time."""
         if self._changed:
             with contextlib.suppress(OSError):
-                self._write(self._path, sealed({"rows": self._rows}))
+                self._write(self._path, sealed({"made_by": _made_by(), "rows": self._rows}))
             self._changed = False
+
+
+@functools.cache
+def _made_by() -> str:
+    """Of the code that computes what is remembered: another version of it may see other things in the same files."""
+    return digest([file_digest(path) for path in sorted(Path(__file__).parent.glob("*.py"))])
 
 
 def stamp(path: Path) -> Stamp:

@@ -47,7 +47,7 @@ def _closure(modules: tuple[str, ...], memo: Memo) -> tuple[dict[str, str], set[
         if path is None:
             continue
         found[name] = str(memo.get("source", path, functools.partial(_source_digest, module=name)))
-        imported: list[str] = memo.get("imports", path, functools.partial(_imports, module=name))
+        imported: list[str] = memo.get(f"imports {name}", path, functools.partial(_imports, module=name))
         for other in imported:
             if _first_party(other, name):
                 queue.append(other)

@@ -104,7 +104,7 @@ class Store:
                         os.utime(self.action_path(key))  # when it was last of use
             return found
         except OSError as error:
-            if error.errno in READ_ONLY:  # then nobody can collect either
+            if error.errno in READ_ONLY:  # what is collected meanwhile is missing then, which is an error and no lie
                 return self.lookup(key)
             raise explained(error, self.root) from error
 
@@ -147,18 +147,20 @@ class Store:
             StepError: no space is left, or the disk fails.
         """
         with explain_os_errors(self.root):
+            before = _fingerprint(folder)
             entries = tuple(tree_entries(folder))
             object_ = tree_digest(entries)
             target = self.object_path(object_)
             self._presence().pin(object=object_)
             with upkeep_lock(self.root, exclusive=False):
-                there = target.exists()
-                if there and not tree_matches(target, entries):
+                if target.exists() and not self._matches(object_, target, entries):
                     self.set_aside(object_)
-                    there = False
-                if not there:
+                if not target.exists():
                     self._place(folder, target, entries)
-                self._remember_verified(object_, target, entries)
+                    placed = _fingerprint(target)
+                    # hashed before they were moved: the move and the change of mode leave size, mtime and inode alone
+                    if [(*row[:3], row[4]) for row in placed] == [(*row[:3], row[4]) for row in before]:
+                        self._remember_verified(object_, placed)
             action: dict[str, Any] = {
                 "key": key,
                 "object": object_,
@@ -297,19 +299,24 @@ class Store:
                 return _small_files_match(path, entries)
         except (OSError, ValueError, KeyError):
             pass
-        if not tree_matches(path, entries):
-            return False
-        with contextlib.suppress(OSError):  # a read-only store is verified anew each time
-            self._remember_verified(object_, path, entries)
-        return True
+        return self._matches(object_, path, entries)
+
+    def _matches(self, object_: str, path: Path, entries: tuple[FileEntry, ...]) -> bool:
+        """Hashes an object; remembers what it looked like, unless it was written to meanwhile."""
+        with contextlib.suppress(OSError, ValueError):
+            seen = _fingerprint(path)
+            if not tree_matches(path, entries):
+                return False
+            with contextlib.suppress(OSError):  # a read-only store is verified anew each time
+                if _fingerprint(path) == seen:
+                    self._remember_verified(object_, seen)
+            return True
+        return False
 
     def _verified_path(self, object_: str) -> Path:
         return self.root / "verified" / object_[:2] / f"{object_}.json"
 
-    def _remember_verified(self, object_: str, path: Path, entries: tuple[FileEntry, ...]) -> None:
-        seen = _fingerprint(path)
-        if [row[:2] for row in seen] != [[entry.path, entry.size] for entry in entries]:
-            raise IntegrityError(f"the files of {path} changed while they were read", fix="run again")
+    def _remember_verified(self, object_: str, seen: list[list[Any]]) -> None:
         self.write(self._verified_path(object_), sealed({"files": seen}))
 
     def set_aside(self, object_: str) -> None:

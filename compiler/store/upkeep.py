@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from compiler.canonical import digest, file_digest
-from compiler.disk import explain_os_errors, remove_tree
+from compiler.disk import explain_os_errors, explained, remove_tree
 from compiler.store import locks
 from compiler.store.records import read_sealed
 from compiler.store.session import UPKEEP, pinned, sweep, upkeep_lock
@@ -73,7 +74,7 @@ def _row(path: Path, needed: Mapping[str, int]) -> Row | None:
     action = read_sealed(path)
     if action is None:
         return None
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, KeyError, TypeError, ValueError, AttributeError):
         return Row(
             key=action["key"],
             object=action["object"],
@@ -98,9 +99,7 @@ def collect(store: Store, artifacts: Path, keep: int | None, max_bytes: int | No
     """
     done = Collected()
     early = {row.key: row for row in rows(store, artifacts)}  # the slow part, while builds go on
-    with explain_os_errors(store.root):
-        trash = store.scratch() / "trash"
-        trash.mkdir(exist_ok=True)
+    trash = None if dry_run else _trash(store)
     with explain_os_errors(store.root), upkeep_lock(store.root, exclusive=True):
         all_rows = _by_use(early.get(path.stem) or _row(path, {}) for path in _actions(store))
         needed = _needed_keys(artifacts, keep)
@@ -128,13 +127,33 @@ def collect(store: Store, artifacts: Path, keep: int | None, max_bytes: int | No
         objects_gone = [store.object_path(name) for name in sorted(gone)]
         for number, path in enumerate(objects_gone + [p for paths in rubbish.values() for p in paths]):
             with contextlib.suppress(FileNotFoundError):
-                path.rename(trash / str(number))
+                if trash is None:
+                    remove_tree(path)
+                else:
+                    path.rename(trash / str(number))
         for name in gone:
             (store.root / "verified" / name[:2] / f"{name}.json").unlink(missing_ok=True)
         done.other["leftovers"] = sweep(store.root)
         done.other["locks"] = locks.remove_unused(store.root / "locks", frozenset({UPKEEP}))
-    remove_tree(trash)  # the slow part, outside the lock
+    if trash is not None:
+        remove_tree(trash)  # the slow part, outside the lock
     return done
+
+
+def _trash(store: Store) -> Path | None:
+    """Where to move what goes, to remove it later; None on a full disk, which is what collecting is good for.
+
+    Raises:
+        CompilerError: the store cannot be written to.
+    """
+    try:
+        trash = store.scratch() / "trash"
+        trash.mkdir(exist_ok=True)
+        return trash
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return None
+        raise explained(error, store.root) from error
 
 
 def check(store: Store, artifacts: Path, repair: bool, told: Callable[[str], None]) -> Iterator[Damage]:
@@ -147,9 +166,12 @@ def check(store: Store, artifacts: Path, repair: bool, told: Callable[[str], Non
     aside = set()
     for path in sorted((store.root / "objects").glob("*/*")):
         if not is_whole(path) and path.exists():  # somebody may have collected it meanwhile
-            if repair:
+            if repair and store.object_path(path.name) == path:
                 store.set_aside(path.name)
                 aside.add(path.name)
+            elif repair:  # nothing that a store has made
+                with contextlib.suppress(OSError):
+                    remove_tree(path)
             yield Damage(
                 f"the result {path.name[:12]} ({_short(store, path)}) does not match its digest",
                 "set aside in quarantine/, made again by the next build" if repair and not path.exists() else "",
@@ -157,7 +179,7 @@ def check(store: Store, artifacts: Path, repair: bool, told: Callable[[str], Non
     told("records")
     for path in _actions(store):
         action = read_sealed(path)
-        if action is None or action.get("key") != path.stem or digest(action["document"]) != path.stem:
+        if action is None or not _is_action(action, path.stem):
             yield _forget(path, f"the record {_short(store, path)} is not as it was written", repair)
         elif not store.object_path(action["object"]).is_dir():
             missing = _forget(path, f"the result of {action['step'] or path.stem[:12]} is missing", repair)
@@ -171,6 +193,14 @@ def check(store: Store, artifacts: Path, repair: bool, told: Callable[[str], Non
     yield from _check_memo(store, repair)
     told("finished versions")
     yield from _check_versions(artifacts)
+
+
+def _is_action(action: Mapping[str, Any], key: str) -> bool:
+    try:
+        named = (action["object"], action["step"], action["scope"])
+        return action["key"] == key == digest(action["document"]) and all(isinstance(name, str) for name in named)
+    except (KeyError, TypeError, ValueError):
+        return False
 
 
 def _check_memo(store: Store, repair: bool) -> Iterator[Damage]:
@@ -211,7 +241,7 @@ def _check_versions(artifacts: Path) -> Iterator[Damage]:
 def _forget(path: Path, what: str, repair: bool) -> Damage:
     if repair:
         with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
+            remove_tree(path)
     return Damage(what, "forgotten, made again by the next build" if repair and not path.exists() else "")
 
 
