@@ -153,9 +153,11 @@ class Store:
             target = self.object_path(object_)
             self._presence().pin(object=object_)
             with upkeep_lock(self.root, exclusive=False):
-                if target.exists() and not self._matches(object_, target, entries):
+                there = target.exists()
+                if there and not self._matches(object_, target, entries):
                     self.set_aside(object_)
-                if not target.exists():
+                    there = False
+                if not there:
                     self._place(folder, target, entries)
                     placed = _fingerprint(target)
                     # hashed before they were moved: the move and the change of mode leave size, mtime and inode alone
