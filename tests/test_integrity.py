@@ -405,7 +405,7 @@ def test_input_that_rotted_is_found_though_nothing_says_that_it_changed(built: P
     with Store(built.artifacts / ".store") as store:
         memo = store.root / "memo.json"
         rows = {**(read_sealed(memo) or {})["rows"], f"sha256:{weights}": [stamp(weights), old]}
-        memo.write_bytes(sealed({"rows": rows}))
+        memo.write_bytes(sealed({**(read_sealed(memo) or {}), "rows": rows}))
         assert content_digest(weights, Memo(memo)) == old  # every build would believe it
         config = compose([*map(str, built.base[2:]), f"model.weights={weights}"], [CONF])
         with pytest.raises(IntegrityError, match="other content"):  # unless it writes a version
