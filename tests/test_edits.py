@@ -513,7 +513,7 @@ def test_after_500_edits_every_result_is_a_clean_builds_and_nothing_ran_in_vain(
     tally = _edit(World(tmp_path), Tally(), 500, seed=0)
     print(tally)
     _judge(tally)
-    assert min(tally.edits.values()) >= 100 and tally.cut_off >= 5
+    assert min(tally.edits[kind] for kind in tally.edits if kind != "first") >= 100 and tally.cut_off >= 5
 
 
 def test_after_some_edits_every_result_is_a_clean_builds_and_nothing_ran_in_vain(tmp_path: Path) -> None:
