@@ -27,9 +27,8 @@ from compiler.store import Store  # noqa: E402
 
 def portable(plan: Plan) -> list[str]:
     """The steps that neither measure nor need one that does."""
-    return [
-        name for name in plan.steps if all(type(plan.steps[other].stage).portable() for other in plan.ancestors([name]))
-    ]
+    measures = {name for name, step in plan.steps.items() if step.stage.measures or step.stage.on_host}
+    return [name for name in plan.steps if not measures & set(plan.ancestors([name]))]
 
 
 def main(arguments: list[str]) -> int:
