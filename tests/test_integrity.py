@@ -121,7 +121,7 @@ def test_one_bit_flipped_in_every_file_of_every_object_is_found_named_and_never_
     built: Project, store: Store
 ) -> None:
     said: list[str] = []
-    store.on_damage = said.append
+    store.objects.on_damage = said.append
     assert findings(store, built) == []
     files = [path for folder in built.objects() for path in sorted(folder.rglob("*")) if path.is_file()]
     assert len(files) > 30
@@ -245,7 +245,7 @@ def test_rot_that_changes_no_time_is_found_by_fsck_and_before_a_step_reads_it(
     built: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Large files are believed to be what they were while their times are, until a step is to read them."""
-    monkeypatch.setattr("compiler.store.store.SMALL_BYTES", 0)
+    monkeypatch.setattr("compiler.store.objects.SMALL_BYTES", 0)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     watcher = Heard()
     with Store(built.artifacts / ".store") as store:

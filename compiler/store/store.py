@@ -22,16 +22,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compiler.canonical import FileEntry, file_digest, list_files, plain, tree_digest, tree_entries
-from compiler.disk import explain_os_errors, explained, fsync, make_folder, remove_tree, write_atomically
-from compiler.errors import IntegrityError
+from compiler.canonical import FileEntry, plain, tree_digest, tree_entries
+from compiler.disk import explain_os_errors, explained, make_folder, remove_tree, write_atomically
 from compiler.store import locks
+from compiler.store.objects import Objects, look, tree_matches
 from compiler.store.records import read_sealed, sealed
 from compiler.store.session import Session, sweep, upkeep_lock
 
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT)
-SMALL_BYTES = 64 << 10
-"""Hashing a file of this size costs hardly more than asking when it changed."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +65,7 @@ class Store:
         self.root = root
         self._session: Session | None = None
         self._mutex = threading.Lock()
-        self.on_damage: Callable[[str], None] = lambda text: None
-        """Told in words what was set aside because it was not as it was written."""
+        self.objects = Objects(root, self.write)
 
     def __enter__(self) -> Store:
         return self
@@ -122,12 +119,12 @@ class Store:
         """Hashes every file of `result` anew; what does not verify is set aside."""
         if tree_matches(result.path, result.entries):
             return True
-        self.set_aside(result.digest)
+        self.objects.set_aside(result.digest)
         return False
 
     def object_path(self, digest: str) -> Path:
         """The folder of the object `digest`, whether or not it exists."""
-        return self.root / "objects" / digest[:2] / digest
+        return self.objects.path(digest)
 
     def action_path(self, key: str) -> Path:
         """The file of the action `key`, whether or not it exists."""
@@ -147,22 +144,12 @@ class Store:
             StepError: no space is left, or the disk fails.
         """
         with explain_os_errors(self.root):
-            before = _fingerprint(folder)
+            seen = look(folder)
             entries = tuple(tree_entries(folder))
             object_ = tree_digest(entries)
-            target = self.object_path(object_)
             self._presence().pin(object=object_)
             with upkeep_lock(self.root, exclusive=False):
-                there = target.exists()
-                if there and not self._matches(object_, target, entries):
-                    self.set_aside(object_)
-                    there = False
-                if not there:
-                    self._place(folder, target, entries)
-                    placed = _fingerprint(target)
-                    # hashed before they were moved: the move and the change of mode leave size, mtime and inode alone
-                    if [(*row[:3], row[4]) for row in placed] == [(*row[:3], row[4]) for row in before]:
-                        self._remember_verified(object_, placed)
+                self.objects.keep(folder, entries, seen)
             action: dict[str, Any] = {
                 "key": key,
                 "object": object_,
@@ -172,26 +159,7 @@ class Store:
                 "document": document,
             }
             self.write(self.action_path(key), sealed(action))
-        return Result(key, object_, target, entries, seconds, action["loaded"])
-
-    def _place(self, folder: Path, target: Path, entries: tuple[FileEntry, ...]) -> None:
-        for path in list_files(folder):
-            path.chmod(0o444)
-            fsync(path)
-        for sub in sorted((p for p in folder.rglob("*") if p.is_dir()), reverse=True):
-            fsync(sub)
-        fsync(folder)
-        make_folder(target.parent)
-        try:
-            folder.rename(target)
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-            if not tree_matches(target, entries):  # else another process has just made the same
-                raise IntegrityError(
-                    f"{target} is damaged and could not be set aside", fix="remove it, then run again"
-                ) from None
-        fsync(target.parent)
+        return Result(key, object_, self.object_path(object_), entries, seconds, action["loaded"])
 
     def remember_last(self, scope: str, step: str, document: dict[str, Any]) -> None:
         """Keeps the key document of `step`, for the next run's explanation."""
@@ -271,10 +239,10 @@ class Store:
 
     def _found(self, action: dict[str, Any]) -> Result | None:
         entries = tuple(FileEntry(**entry) for entry in action["files"])
-        path = self.object_path(action["object"])
-        if not self._verify(action["object"], path, entries):
-            self.set_aside(action["object"])
+        if not self.objects.verify(action["object"], entries):
+            self.objects.set_aside(action["object"])
             return None
+        path = self.object_path(action["object"])
         return Result(action["key"], action["object"], path, entries, float(action["seconds"]), action["loaded"])
 
     def _read_action(self, key: str) -> dict[str, Any] | None:
@@ -284,88 +252,7 @@ class Store:
             if action is None or action["key"] != key:
                 return None
             entries = [FileEntry(**entry) for entry in action["files"]]
+            float(action["seconds"]), dict(action["loaded"])
             return action if tree_digest(entries) == action["object"] else None
         except (ValueError, TypeError, KeyError):
             return None
-
-    def _verify(self, object_: str, path: Path, entries: tuple[FileEntry, ...]) -> bool:
-        """Cheap where nothing about the files changed since they were last hashed, else hashes them.
-
-        Small files, which builds read themselves, are hashed each time: a disk may rot without telling.
-        """
-        if not path.is_dir():
-            return False
-        try:
-            known = read_sealed(self._verified_path(object_))
-            if known is not None and known["files"] == _fingerprint(path):
-                return _small_files_match(path, entries)
-        except (OSError, ValueError, KeyError):
-            pass
-        return self._matches(object_, path, entries)
-
-    def _matches(self, object_: str, path: Path, entries: tuple[FileEntry, ...]) -> bool:
-        """Hashes an object; remembers what it looked like, unless it was written to meanwhile."""
-        with contextlib.suppress(OSError, ValueError):
-            seen = _fingerprint(path)
-            if not tree_matches(path, entries):
-                return False
-            with contextlib.suppress(OSError):  # a read-only store is verified anew each time
-                if _fingerprint(path) == seen:
-                    self._remember_verified(object_, seen)
-            return True
-        return False
-
-    def _verified_path(self, object_: str) -> Path:
-        return self.root / "verified" / object_[:2] / f"{object_}.json"
-
-    def _remember_verified(self, object_: str, seen: list[list[Any]]) -> None:
-        self.write(self._verified_path(object_), sealed({"files": seen}))
-
-    def set_aside(self, object_: str) -> None:
-        """Moves a damaged object out of the way, kept for diagnosis; one that is whole stays.
-
-        Of several processes that find the same damage one moves it, and none what another has made again since.
-        """
-        path = self.object_path(object_)
-        with contextlib.suppress(OSError), locks.held(self.root / "locks" / "aside"):
-            if not path.exists() or is_whole(path):  # in this order: a missing one may be made at any moment
-                return
-            self._verified_path(object_).unlink(missing_ok=True)
-            target = self.root / "quarantine" / object_
-            make_folder(target.parent)
-            remove_tree(target)
-            path.rename(target)
-            self.on_damage(f"a stored result is not as it was written: set aside in {target}, made again")
-
-
-def is_whole(path: Path) -> bool:
-    """Whether an object is what its name says."""
-    try:
-        return tree_digest(tree_entries(path)) == path.name
-    except (OSError, ValueError):
-        return False
-
-
-def _small_files_match(folder: Path, entries: tuple[FileEntry, ...]) -> bool:
-    try:
-        return all(file_digest(folder / e.path) == e.sha256 for e in entries if e.size <= SMALL_BYTES)
-    except OSError:
-        return False
-
-
-def tree_matches(folder: Path, entries: tuple[FileEntry, ...]) -> bool:
-    """Whether `folder` holds exactly `entries`, every byte hashed."""
-    try:
-        return tuple(tree_entries(folder)) == entries
-    except (OSError, ValueError):
-        return False
-
-
-def _fingerprint(folder: Path) -> list[list[Any]]:
-    rows: list[list[Any]] = []
-    for path in list_files(folder):
-        info = path.stat()
-        rows.append(
-            [path.relative_to(folder).as_posix(), info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino]
-        )
-    return rows

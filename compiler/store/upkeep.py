@@ -14,9 +14,10 @@ from typing import Any
 from compiler.canonical import digest, file_digest
 from compiler.disk import explain_os_errors, explained, remove_tree
 from compiler.store import locks
+from compiler.store.objects import is_whole
 from compiler.store.records import read_sealed
 from compiler.store.session import UPKEEP, pinned, sweep, upkeep_lock
-from compiler.store.store import Store, is_whole
+from compiler.store.store import Store
 
 KEEP = 1
 
@@ -167,7 +168,7 @@ def check(store: Store, artifacts: Path, repair: bool, told: Callable[[str], Non
     for path in sorted((store.root / "objects").glob("*/*")):
         if not is_whole(path) and path.exists():  # somebody may have collected it meanwhile
             if repair and store.object_path(path.name) == path:
-                store.set_aside(path.name)
+                store.objects.set_aside(path.name)
                 aside.add(path.name)
             elif repair:  # nothing that a store has made
                 with contextlib.suppress(OSError):

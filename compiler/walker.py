@@ -1,0 +1,291 @@
+"""Makes the results of steps: reuses what the store has, runs the rest in workers; the only caller of workers."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+from compiler import launch
+from compiler.canonical import plain
+from compiler.disk import explain_os_errors
+from compiler.errors import CompilerError, ConfigError, StepError
+from compiler.identity import KeyMaker, explain, is_path_field, key_of, resolve_path
+from compiler.lookup import reference
+from compiler.outcome import Outcome, StepRecord, Watcher
+from compiler.plan import Plan, Step
+from compiler.runtime.memory import total_mb
+from compiler.store import Origin, Result, Store, locks
+from compiler.turns import turn
+
+MAX_JOBS = 4
+MEMORY_SHARE = 0.95
+AT_ONCE = threading.Event()
+AT_ONCE.set()
+
+
+class _Damaged(Exception):
+    """The result of this step did not verify and was set aside."""
+
+
+class Walker:
+    """Walks one plan, as far as it is asked to."""
+
+    def __init__(self, plan: Plan, store: Store, keys: KeyMaker, watcher: Watcher) -> None:
+        self.plan = plan
+        """May be given other inputs for a step before that step is made."""
+        self._store = store
+        self._keys = keys
+        self._watcher = watcher
+        self._cancel = threading.Event()
+        self._intact: set[str] = set()
+        self.outcome = Outcome()
+        """All that was found out so far."""
+        self._ahead: dict[str, tuple[launch.Worker, contextlib.ExitStack]] = {}
+        config = plan.config
+        cores = len(os.sched_getaffinity(0))
+        self._jobs = config.executor.jobs if config.executor.jobs > 0 else max(1, min(cores, MAX_JOBS))
+        self._cores = cores
+        self._variables = tuple(config.executor.environment)
+        self._memory_limit_mb = config.executor.memory_limit_mb or MEMORY_SHARE * total_mb()
+        self._store.objects.on_damage = watcher.note
+        self._store.needs(self._scope())
+
+    def ensure(self, names: list[str]) -> None:
+        """Makes the results of `names` and of all they need, independent steps at the same time."""
+        outcome = self.outcome
+        pending = [n for n in self.plan.ancestors(names) if n not in outcome.results and n not in outcome.failures]
+        self._watcher.planned(len(pending))
+        running: dict[Future[Result], str] = {}
+        with self._pool() as pool:
+            while pending or running:
+                self._start_ready(pending, running, pool)
+                self._start_ahead(pending, running)
+                if not running:
+                    continue
+                for future in wait(running, timeout=1.0, return_when=FIRST_COMPLETED).done:
+                    name = running.pop(future)
+                    try:
+                        outcome.results[name] = future.result()
+                    except _Damaged as damaged:
+                        source = str(damaged)
+                        outcome.results.pop(source, None)
+                        outcome.records.pop(source, None)
+                        pending[:0] = [source, name]
+                    except CompilerError as error:
+                        self._failed(name, error)
+
+    @contextlib.contextmanager
+    def _pool(self) -> Iterator[ThreadPoolExecutor]:
+        pool = ThreadPoolExecutor(self._jobs)
+        try:
+            yield pool
+        except BaseException:
+            self._cancel.set()  # ends every worker; threads see it within a poll
+            raise
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+            for name in list(self._ahead):
+                self._dismiss(name)
+
+    def _start_ready(self, pending: list[str], running: dict[Future[Result], str], pool: ThreadPoolExecutor) -> None:
+        outcome = self.outcome
+        for name in sorted(pending, key=lambda n: n not in self._ahead):  # a started worker's step first
+            step = self.plan.steps[name]
+            lost = [role for role, source in step.inputs.items() if source in outcome.failures]
+            if any(role not in step.optional for role in lost):
+                pending.remove(name)
+                self._watcher.ended(name, "left out", 0.0)
+                outcome.failures[name] = StepError(f"{name} was not run: the step before it failed")
+                continue
+            sources = {role: source for role, source in step.inputs.items() if role not in lost}
+            if any(source not in outcome.results for source in sources.values()):
+                continue
+            measuring = any(self.plan.steps[n].stage.measures for n in running.values())
+            document = self._keys.document(step, {role: outcome.results[s].digest for role, s in sources.items()})
+            key = key_of(document)
+            known = self._store.take(key)
+            if known is not None and not self._keys.outdated(known):
+                pending.remove(name)
+                self._dismiss(name)
+                outcome.results[name] = known
+                self._record(step, known, "reused", "same key")
+                self._watcher.ended(name, "reused", 0.0)
+                self._store_last(step, document)
+            elif len(running) < self._jobs and not measuring and not (step.stage.measures and running):
+                pending.remove(name)
+                if step.stage.measures:
+                    for waiting in list(self._ahead):
+                        self._dismiss(waiting)
+                future = pool.submit(self._execute, step, document, {r: s for r, s in sources.items()})
+                running[future] = name
+
+    def _start_ahead(self, pending: list[str], running: dict[Future[Result], str]) -> None:
+        """Lets a worker import its libraries in a free slot while the step's inputs are still being made."""
+        busy = set(running.values())
+        if any(self.plan.steps[n].stage.measures for n in busy):
+            return
+        for name in pending:
+            step = self.plan.steps[name]
+            waits_for = set(step.inputs.values()) - set(self.outcome.results)
+            if len(busy) + len(self._ahead) >= self._jobs:
+                return
+            if name in self._ahead or not waits_for or not waits_for <= busy or not step.stage.preload():
+                continue
+            try:
+                with turn(False, cancel=AT_ONCE):
+                    pass  # not held: who holds the machine must not wait for anything
+            except locks.Cancelled:  # another build measures, or is about to: nothing is begun ahead of time
+                return
+            stack = contextlib.ExitStack()
+            folder = stack.enter_context(self._store.work_folder(step.name.replace("/", "_")))
+            interpreter = self._keys.python(step) or sys.executable
+            worker = launch.Worker(interpreter, folder, self._cores, self._variables, step.stage.preload())
+            stack.callback(worker.end)
+            self._ahead[name] = (worker, stack)
+
+    def _dismiss(self, name: str) -> None:
+        worker = self._ahead.pop(name, None)
+        if worker is not None:
+            worker[1].close()
+
+    def _failed(self, name: str, error: CompilerError) -> None:
+        """Keeps the failure of a step that only some candidates need; anything else ends the build."""
+        step = self.plan.steps[name]
+        self.outcome.records[name] = StepRecord(name, step.stage_name, "", "failed", 0.0, (), error.what)
+        self._watcher.ended(name, "failed", 0.0)
+        own = {s for c in self.plan.candidates.values() if c.id != self.plan.config.baseline for s in c.steps}
+        if name not in own or not isinstance(error, StepError) or "no space left" in error.what:
+            raise error
+        self.outcome.failures[name] = error
+        self._watcher.note(f"{error.what}; the candidates that need it are left out")
+        for line in (*error.details[-6:], error.fix):
+            self._watcher.note(f"  {line}")
+
+    # -- one step --------------------------------------------------------------------------------------------------
+
+    def _execute(self, step: Step, document: dict[str, Any], sources: dict[str, str]) -> Result:
+        key = key_of(document)
+
+        def waiting(holder: str) -> None:
+            self._watcher.note(f"{step.name}: waiting for another build that makes it ({holder})")
+
+        try:
+            with self._store.lock(key, waiting, self._cancel):
+                return self._execute_locked(step, document, sources, key)
+        except locks.Cancelled:
+            raise StepError(f"{step.name} was ended with the build") from None
+
+    def _execute_locked(self, step: Step, document: dict[str, Any], sources: dict[str, str], key: str) -> Result:
+        def waiting(what: str) -> None:
+            self._watcher.note(f"{step.name}: {what}")
+
+        with explain_os_errors(self._store.root):
+            known = self._store.take(key)
+            outdated = self._keys.outdated(known) if known is not None else ""
+            if known is not None and not outdated:  # another build made it while we waited
+                self._record(step, known, "reused", "made by another build")
+                self._watcher.ended(step.name, "reused", 0.0)
+                return known
+            inputs = {}
+            for role, source in sources.items():
+                result = self.outcome.results[source]
+                if result.digest not in self._intact and not self._store.verify_fully(result):
+                    self._watcher.note(
+                        f"the stored result of {source} does not match its digest: set aside, made again"
+                    )
+                    raise _Damaged(source)
+                self._intact.add(result.digest)
+                inputs[role] = result.path
+            why = explain(document, self._store.last(self._scope(), step.name), step.inputs)
+            if self._store.state(key) == "damaged":
+                why = "result missing or corrupt"
+            why = outdated or why
+            self._watcher.started(step.name, why)
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(turn(step.stage.measures, waiting, self._cancel))
+                ahead = self._ahead.pop(step.name, None)
+                if ahead is not None:
+                    stack.push(ahead[1])
+                    worker = ahead[0]
+                else:
+                    folder = stack.enter_context(self._store.work_folder(step.name.replace("/", "_")))
+                    worker = launch.Worker(
+                        self._keys.python(step) or sys.executable, folder, self._cores, self._variables
+                    )
+                    stack.callback(worker.end)
+                result = self._run_worker(step, document, inputs, worker, key)
+            self._record(step, result, "executed", why)
+            self._store_last(step, document)
+            self._watcher.ended(step.name, "executed", result.seconds)
+            return result
+
+    def _run_worker(
+        self, step: Step, document: dict[str, Any], inputs: dict[str, Path], worker: launch.Worker, key: str
+    ) -> Result:
+        job = launch.Job(
+            name=step.name,
+            stage=reference(type(step.stage)),
+            fields=_worker_fields(step),
+            inputs=inputs,
+            modules=document["source"],
+            interpreter=self._keys.python(step) or sys.executable,
+            memory_limit_mb=self._memory_limit_mb,
+            variables=self._variables,
+            seed=self.plan.config.seed if step.stage.numeric else None,
+            time_limit_s=min(self.plan.config.executor.time_limit_s, step.stage.time_limit_s),
+            threads=self._cores,
+            measures=step.stage.measures,
+        )
+        before = self._keys.stamps(step)
+        try:
+            seconds = worker.run(
+                job, self._cancel, lambda p: self._watcher.progressed(step.name, p["done"], p["total"], p["what"])
+            )
+        except launch.Cancelled:
+            raise StepError(f"{step.name} was ended with the build") from None
+        except CompilerError as error:
+            if isinstance(error, StepError):
+                kept = self._store.keep_failure(key, worker.folder)
+                error.details.append(f"reproduce: {launch.reproduce_command(job, kept)}")
+                error.details.append(f"log: {kept / 'log.txt'}")
+            raise
+        digests = {role: document["inputs"][role] for role in inputs}
+        self._keys.look_again()
+        if self._keys.stamps(step) != before or key_of(self._keys.document(step, digests)) != key:
+            raise ConfigError(
+                f"{step.name}: a file that the step reads was changed while it ran; its result was thrown away",
+                fix="run again once nothing writes to the inputs",
+            )
+        origin = Origin(step.name, self._scope(), self._keys.loaded(step, worker.loaded, document))
+        return self._store.commit(key, document, worker.folder / "out", seconds, origin)
+
+    def _record(self, step: Step, result: Result, status: str, why: str) -> None:
+        outputs = tuple(entry.sha256 for entry in result.entries)
+        self.outcome.records[step.name] = StepRecord(
+            step.name, step.stage_name, result.key, status, result.seconds, outputs, why
+        )
+
+    def _scope(self) -> str:
+        return f"{self.plan.config.model.name}/{self.plan.config.target.name}"
+
+    def _store_last(self, step: Step, document: dict[str, Any]) -> None:
+        with contextlib.suppress(OSError):  # only explanations hang on it
+            self._store.remember_last(self._scope(), step.name, document)
+
+
+def _worker_fields(step: Step) -> dict[str, Any]:
+    """The stage's fields for the worker: paths made absolute, everything else as it is."""
+    fields: dict[str, Any] = {}
+    for item in dataclasses.fields(step.stage):
+        value = getattr(step.stage, item.name)
+        if value is not None and is_path_field(type(step.stage), item.name):
+            value = resolve_path(str(value))
+        fields[item.name] = plain(value)
+    return fields
