@@ -31,7 +31,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "compiler/conversion.py": ("PROBE_SAMPLES = 64", "PROBE_SAMPLES = 48"),
     "compiler/runtime/null.py": ('tensor("logits"', 'tensor("scores"'),
     "compiler/metrics.py": ("Z_95 = 1.959964", "Z_95 = 1.644854"),
-    "compiler/runner.py": ("MAX_JOBS = 4", "MAX_JOBS = 3"),
+    "compiler/walker.py": ("MAX_JOBS = 4", "MAX_JOBS = 3"),
     "compiler/commands/plan.py": ("KEY_CHARACTERS = 12", "KEY_CHARACTERS = 16"),
     "user/own/reading.py": ("EVERY = 7", "EVERY = 5"),
     "user/own/twist.py": ("TURN = 1", "TURN = 2", "TURN = 3"),
@@ -39,7 +39,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "user/own/deep.py": ("DEPTH = 1", "DEPTH = 2"),
     "user/own/score.py": ("SHARE = 1.0", "SHARE = 0.5"),
 }
-"""File -> texts that stand there in turn. All but those of the runner and of `plan` change some result."""
+"""File -> texts that stand there in turn. All but those of the walker and of `plan` change some result."""
 
 FIELDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "seed": (("0", "1", "2"), ("*",)),
