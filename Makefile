@@ -6,6 +6,8 @@ PYTHON ?= python3.11
 VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
+SIGNING := $(VENV)/signing
+RESOLVE = $(VENV)/bin/uv pip compile --quiet --generate-hashes --no-header --no-annotate --python-version 3.11
 
 .DEFAULT_GOAL := help
 .PHONY: help setup build plan doctor test soak check bench error-rates zoo lock clean clean-artifacts
@@ -18,7 +20,7 @@ setup: $(READY) ## virtual environment with every dependency, by hash
 
 # uv comes first, from its own hash-locked file, because it installs the rest in seconds. Modules are compiled to
 # bytecode once here: it halves the import time of torch and its like in every worker process that follows.
-$(READY): pyproject.toml requirements/uv.txt requirements/bootstrap.txt requirements/build.txt
+$(READY): pyproject.toml requirements/uv.txt requirements/bootstrap.txt requirements/build.txt requirements/signing.txt
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not on PATH; install Python 3.11 or say make PYTHON=/path/to/python3.11" >&2; exit 4; }
 	@echo "setting up $(VENV) (once; a few minutes on a slow connection)"
 	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
@@ -26,6 +28,8 @@ $(READY): pyproject.toml requirements/uv.txt requirements/bootstrap.txt requirem
 	@$(VENV)/bin/uv pip install --quiet --python $(RUN) --require-hashes -r requirements/bootstrap.txt
 	@$(VENV)/bin/uv pip install --quiet --python $(RUN) --require-hashes --no-build-isolation --compile-bytecode -r requirements/build.txt
 	@$(VENV)/bin/uv pip install --quiet --python $(RUN) --no-build-isolation --no-deps --editable .
+	@$(VENV)/bin/uv venv --quiet --allow-existing --python $(RUN) $(SIGNING)
+	@$(VENV)/bin/uv pip install --quiet --python $(SIGNING)/bin/python --require-hashes --compile-bytecode -r requirements/signing.txt
 	@touch $(READY)
 
 build: $(READY) ## the artifact for TARGET and MODEL (default rpi4, mobilenetv3)
@@ -63,10 +67,12 @@ error-rates: $(READY) ## how often the measurement is wrong (40 minutes on an id
 zoo: $(READY) ## trains the demo weights again (two minutes)
 	@$(RUN) -m compiler.zoo.digits
 
+# Every extra but signing, whose requirements contradict those of build: it has an environment, and a file, of its own.
 lock: $(VENV)/bin/uv ## resolves the dependencies again, with hashes and without addresses
-	@$(VENV)/bin/uv pip compile --quiet --generate-hashes --no-header --no-annotate --python-version 3.11 --all-extras --group dev pyproject.toml -o requirements/build.txt
-	@printf 'setuptools\nwheel\nhatchling\neditables\n' | $(VENV)/bin/uv pip compile --quiet --generate-hashes --no-header --no-annotate --python-version 3.11 -c requirements/build.txt - -o requirements/bootstrap.txt
-	@printf 'uv\n' | $(VENV)/bin/uv pip compile --quiet --generate-hashes --no-header --no-annotate --python-version 3.11 - -o requirements/uv.txt
+	@$(RESOLVE) --extra tflite --extra openvino --extra onnxruntime --extra build --group dev pyproject.toml -o requirements/build.txt
+	@$(RESOLVE) --extra signing --no-emit-package numpy pyproject.toml -o requirements/signing.txt
+	@printf 'setuptools\nwheel\nhatchling\neditables\n' | $(RESOLVE) -c requirements/build.txt - -o requirements/bootstrap.txt
+	@printf 'uv\n' | $(RESOLVE) - -o requirements/uv.txt
 
 $(VENV)/bin/uv: requirements/uv.txt
 	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)

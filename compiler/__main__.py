@@ -21,7 +21,7 @@ VERBS = {
     "profile": "per-operator time of baseline and artifact",
     "measure": "measures a built artifact again; keeps the figures beside it",
     "run": "inference with a built artifact",
-    "verify": "every file of an artifact against its manifest",
+    "verify": "an artifact's files, signature and provenance",
     "rebuild": "builds again from an artifact's manifest alone and compares the portable files",
     "store": "looks after stored results: ls, gc, fsck",
 }

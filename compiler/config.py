@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from compiler.errors import ConfigError, did_you_mean, unknown_name
+from compiler.names import check_names
 from compiler.overrides import check_override, conf_dir, expand_models, options, quoted
+from compiler.runtime.verify import MANIFEST, SIDECARS
 from compiler.schema import Budget, Candidate, Config
 
 OBJECTIVES = ("latency", "throughput", "size")
@@ -248,6 +250,12 @@ def _check_candidates(config: Config) -> None:
             raise ConfigError(
                 f"candidate.{name}.artifact is {candidate.artifact!r}", fix="give the name of a file, without a folder"
             )
+        try:
+            check_names([candidate.artifact, MANIFEST, *SIDECARS])
+        except ValueError as error:
+            raise ConfigError(
+                f"candidate.{name}.artifact: {error}", fix="use letters, digits, '.', '_', '+' and '-'"
+            ) from None
     for name in [config.baseline, *config.candidates]:
         if name not in config.candidate:
             raise unknown_name("candidate", name, config.candidate)

@@ -11,11 +11,13 @@ from typing import Any
 
 from compiler import __version__
 from compiler.canonical import plain
+from compiler.errors import StepError
 from compiler.keys.environment import build_isa, interpreter
 from compiler.keys.tools import tool_version
+from compiler.names import check_names
 from compiler.outcome import Outcome
 from compiler.plan import CandidatePlan, Plan, evaluation_name
-from compiler.runtime.verify import files_digest
+from compiler.runtime.verify import MANIFEST, SIDECARS, files_digest
 from compiler.selection import MEGABYTE
 
 SCHEMA_VERSION = 1
@@ -61,6 +63,10 @@ def assemble(plan: Plan, outcome: Outcome, inputs: Mapping[str, Mapping[str, str
         }
         for file in package["files"]
     ]
+    try:
+        check_names([file["path"] for file in files] + [MANIFEST, *SIDECARS])
+    except ValueError as error:
+        raise StepError(f"package: {error}", fix="give what the candidate's steps write another name") from None
     now = datetime.now(UTC)
     digest = files_digest(files)
     signature = package["signature"]

@@ -21,7 +21,8 @@ from compiler.canonical import file_digest
 from compiler.disk import write_atomically
 from compiler.errors import ConfigError, IntegrityError
 from compiler.runtime.measure import RAW, RESULT
-from compiler.runtime.verify import MANIFEST, read_manifest, verify
+from compiler.runtime.trust import check
+from compiler.runtime.verify import MANIFEST, SIDECARS, read_manifest
 from compiler.stages._measurement import artifact_files, entry_of, images_of
 from compiler.store import Result, Store
 from compiler.store.records import read_sealed
@@ -130,7 +131,7 @@ class _Chosen:
         signature = {
             **manifest["signature"], "preprocessing": manifest["preprocessing"], "labels": manifest["labels"],
         }  # fmt: skip
-        files = artifact_files(self.folder, model)
+        files = [f for f in artifact_files(self.folder, model) if f.name not in SIDECARS]
         return Entry(name, self.row["runtime"], files, model, _untuned(self.options, threads), signature)
 
 
@@ -138,7 +139,7 @@ def _open(path: Path, runtimes: tuple[str, ...], everything: bool = False) -> _C
     from compiler.runtime.loader import allowed_options
 
     folder, _ = read_manifest(path)
-    manifest = verify(folder)
+    manifest = check(folder).manifest
     row = next((c for c in manifest["candidates"] if c["id"] == manifest["selected"]), None)
     if row is None:
         raise ConfigError(f"{path} has no selected candidate", fix="see why: python -m compiler show PATH")

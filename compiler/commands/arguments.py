@@ -6,8 +6,12 @@ import argparse
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from compiler.errors import CompilerError, ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from compiler.runtime.policy import Policy
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,28 @@ def parse_config_arguments(verb: str, doc: str, arguments: list[str]) -> ConfigA
     options.epilog = "Hydra's --cfg, --info, --hydra-help and --package work too."
     given = options.parse_intermixed_args(arguments)
     return ConfigArguments(given.overrides, given.config_dir, given.json, given.multirun)
+
+
+def add_trust_flags(options: Parser) -> None:
+    """--key and --policy of the verbs that open what others may have made; `policy_of` reads them."""
+    options.add_argument(
+        "--key",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="PUB",
+        help="require a signature by this public key",
+    )
+    options.add_argument(
+        "--policy", type=Path, metavar="FILE", help="what is demanded (YAML); without it $MODEL_COMPILER_POLICY"
+    )
+
+
+def policy_of(given: argparse.Namespace) -> Policy | None:
+    """The policy that --key and --policy, or the environment, ask for."""
+    from compiler.runtime.policy import chosen
+
+    return chosen(given.policy, given.key)
 
 
 def print_error(error: CompilerError) -> None:

@@ -16,7 +16,7 @@ from compiler.errors import ConfigError
 from compiler.keys.tools import tool_version
 from compiler.overrides import options
 from compiler.plan import make_plan
-from compiler.runtime import host
+from compiler.runtime import host, signatures
 
 LEAST_FREE_MB = 2048
 NATIVE = "this host is the target: figures taken here are native"
@@ -61,6 +61,8 @@ def run(arguments: list[str]) -> int:
                 }
             )
     checks += [_tool(name) for name in sorted(tools)]
+    ok, says = signatures.available()
+    checks.append({"check": "signatures", "ok": ok, "needed": False, "says": says})
     checks.append(_writable(Path(compose(targets[0], given.config_dirs).artifacts_dir)))
     if given.json:
         print(json.dumps({"host": machine, "checks": checks}, indent=1))

@@ -40,11 +40,12 @@ def run(arguments: list[str]) -> int:
     options.add_argument("--json", action="store_true", help="print nothing but the observation")
     given = options.parse_args(arguments)
     from compiler.observations import OBSERVATION, append, version_bundle
-    from compiler.runtime.verify import read_manifest, verify
+    from compiler.runtime.trust import check
+    from compiler.runtime.verify import read_manifest
 
     folder, _ = read_manifest(given.path)
     if given.add is not None:
-        manifest = verify(folder)
+        manifest = check(folder).manifest
         return _report(append(folder, manifest, given.add), manifest, given.json, OBSERVATION)
     with version_bundle(
         folder, _protocol(given), given.samples, given.all, given.write_bundle is not None, tuple(given.runtime)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from compiler.commands.arguments import parser
 from compiler.errors import ConfigError, IntegrityError
-from compiler.runtime.verify import verify
+from compiler.runtime.trust import check
 
 
 def run(arguments: list[str]) -> int:
@@ -20,7 +20,7 @@ def run(arguments: list[str]) -> int:
     options.add_argument("--own-code", action="store_true", help="allow modules and interpreters that are not ours")
     options.add_argument("--json", action="store_true", help="print nothing but JSON")
     given = options.parse_args(arguments)
-    manifest = verify(given.path)
+    manifest = check(given.path).manifest
     if "inputs" not in manifest:
         raise ConfigError(f"{given.path} was built by an older version of the compiler", fix="build it again")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from compiler.commands.arguments import parser
+from compiler.commands.arguments import add_trust_flags, parser, policy_of
 from compiler.errors import ConfigError
 from compiler.stage import write_array
 
@@ -12,7 +12,7 @@ from compiler.stage import write_array
 def run(arguments: list[str]) -> int:
     """Reads an array, runs the selected model over it, writes an array."""
     options = parser("run", __doc__ or "")
-    options.add_argument("path", type=Path, help="a version's folder, or .../latest")
+    options.add_argument("path", help="a version's folder, or .../latest")
     options.add_argument(
         "--input",
         type=Path,
@@ -26,13 +26,14 @@ def run(arguments: list[str]) -> int:
         help=".npy: float32 logits (n, classes) for images, else the model's own output",
     )
     options.add_argument("--runtime", action="append", default=[], metavar="MODULE", help="allow a runtime of your own")
+    add_trust_flags(options)
     given = options.parse_args(arguments)
 
     import numpy as np
 
     from compiler.runtime import load
 
-    model = load(given.path, runtimes=tuple(given.runtime))
+    model = load(given.path, runtimes=tuple(given.runtime), policy=policy_of(given))
     try:
         values = np.load(given.input, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:

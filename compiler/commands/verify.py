@@ -1,18 +1,38 @@
-"""verify: checks every file of an artifact against its manifest."""
+"""verify: an artifact's files against its manifest, then its signature, then its provenance.
+
+Without --key and --policy a signature is not checked, for nobody is trusted; --key demands one by that key. --installed
+names what the artifact is to replace: an earlier one, or one of another model or target, is refused.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 
-from compiler.commands.arguments import parser
-from compiler.runtime.verify import verify
+from compiler.commands.arguments import add_trust_flags, parser, policy_of
+from compiler.runtime.policy import Policy
+from compiler.runtime.trust import check
+from compiler.runtime.verify import local_folder, read_manifest
 
 
 def run(arguments: list[str]) -> int:
     """Exit 0 if everything matches; 6, naming the file, if not."""
     options = parser("verify", __doc__ or "")
-    options.add_argument("path", type=Path, help="a version's folder, or .../latest")
+    options.add_argument("path", help="a version's folder, or .../latest")
+    add_trust_flags(options)
+    options.add_argument("--installed", type=Path, metavar="DIR", help="the version that this one is to replace")
+    options.add_argument("--json", action="store_true", help="print nothing but JSON")
     given = options.parse_args(arguments)
-    manifest = verify(given.path)
-    print(f"verified: {len(manifest['files'])} files, digest {manifest['digest']}")
+    policy, installed = policy_of(given), None
+    if given.installed is not None:
+        _, installed = read_manifest(given.installed)
+        policy = dataclasses.replace(policy or Policy(), refuse_older=True)
+    trust = check(local_folder(given.path), policy, installed)
+    if not given.json:
+        print("\n".join(trust.lines()))
+        return 0
+    manifest = trust.manifest
+    found = {name: getattr(trust, name) for name in ("files", "signature", "signer", "provenance")}
+    print(json.dumps({name: manifest[name] for name in ("model", "target", "version", "digest")} | found, indent=1))
     return 0

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from compiler.runtime.loader import Model, load
+    from compiler.runtime.policy import Policy
     from compiler.runtime.session import Session, open_model
 
-__all__ = ["Model", "Session", "load", "open_model"]
+__all__ = ["Model", "Policy", "Session", "load", "open_model"]
 
-_HOME = {"load": "loader", "Model": "loader", "Session": "session", "open_model": "session"}
+_HOME = {"load": "loader", "Model": "loader", "Policy": "policy", "Session": "session", "open_model": "session"}
 
 
 def __getattr__(name: str) -> Any:

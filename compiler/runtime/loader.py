@@ -15,7 +15,8 @@ from compiler.runtime import preprocess
 from compiler.runtime.host import profile
 from compiler.runtime.names import SHIPPED
 from compiler.runtime.session import Array, open_model
-from compiler.runtime.verify import read_manifest, verify
+from compiler.runtime.trust import Policy, check
+from compiler.runtime.verify import local_folder, read_manifest
 
 
 class Model:
@@ -112,19 +113,22 @@ def allowed_options(chosen: dict[str, Any], runtimes: tuple[str, ...]) -> dict[s
     return options
 
 
-def load(path: str | Path, runtimes: tuple[str, ...] = (), batch: int | None = None) -> Model:
+def load(
+    path: str | Path, runtimes: tuple[str, ...] = (), batch: int | None = None, policy: Policy | None = None
+) -> Model:
     """Opens the artifact at `path` (a version's folder, or `.../latest`) after verifying every file.
 
     `runtimes` names modules of your own that the manifest may ask for besides the project's. `batch`: how many samples
     a run takes; without it as many as the artifact was tuned for, which is 1 unless the manifest's options say more.
+    `policy` says whose signature is demanded, and more; without it that of MODEL_COMPILER_POLICY.
 
     Raises:
-        IntegrityError: something does not match the manifest.
+        IntegrityError: something does not match the manifest, or the policy refuses the artifact.
         ConfigError: nothing is there, the artifact has no selected candidate, or it cannot be run at the batch.
-        MissingToolError: the library that the format needs is not installed.
+        MissingToolError: the library that the format needs, or one for signatures, is not installed.
     """
-    folder, _ = read_manifest(Path(path))
-    manifest = verify(folder)
+    folder, _ = read_manifest(local_folder(path))
+    manifest = check(folder, policy).manifest
     if not manifest.get("selected"):
         raise ConfigError(f"{path} has no selected candidate", fix="see its verdicts: python -m compiler show PATH")
     return Model(folder, manifest, runtimes, batch)

@@ -1,4 +1,7 @@
-"""Checks a built artifact against its manifest: every file, by size and SHA-256, and no file that it does not name."""
+"""Checks a built artifact against its manifest: every file, by size and SHA-256, and no file that it does not name.
+
+Who made it is `compiler.runtime.trust`'s to say.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,21 @@ from typing import Any
 
 from compiler.canonical import digest, file_digest, list_files
 from compiler.errors import ConfigError, IntegrityError
+from compiler.names import check_names
+from compiler.terminal import printable
 
 MANIFEST = "manifest.json"
+PROVENANCE = "provenance.json"
+SIGNATURE = "model.sig"
+SIDECARS = (PROVENANCE, SIGNATURE)
+"""What may lie beside the files of a version without being named: it is made when the version is published."""
 SCHEMA_VERSION = 1
 MAX_MANIFEST_BYTES = 16 << 20
+
+
+def local_folder(path_or_ref: str | Path) -> Path:
+    """The folder that the user means by what stands on the command line."""
+    return Path(path_or_ref)
 
 
 def read_manifest(path: Path) -> tuple[Path, dict[str, Any]]:
@@ -25,18 +39,27 @@ def read_manifest(path: Path) -> tuple[Path, dict[str, Any]]:
     file = folder / MANIFEST
     if not file.is_file():
         raise ConfigError(f"there is no {MANIFEST} at {path}", fix="give the folder of a built version, or .../latest")
-    if file.stat().st_size > MAX_MANIFEST_BYTES:
-        raise IntegrityError(f"{file} is larger than a manifest may be", fix="fetch or build the artifact again")
     try:
-        manifest = json.loads(file.read_bytes(), parse_constant=_no_constant)
+        manifest = read_json(file)
         _check_shape(manifest)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise IntegrityError(
             f"{file} is not a manifest ({error!r})"[:300], fix="fetch or build the artifact again"
         ) from None
-    for entry in manifest["files"]:
-        _confined(folder, entry["path"])
     return folder.resolve(), manifest
+
+
+def read_json(file: Path, limit: int = MAX_MANIFEST_BYTES) -> Any:
+    """The value in a JSON file that others wrote.
+
+    Raises:
+        ValueError, RecursionError: the file is larger than `limit` bytes, or no JSON.
+    """
+    with file.open("rb") as stream:
+        data = stream.read(limit + 1)
+    if len(data) > limit:
+        raise ValueError(f"more than {limit} bytes")
+    return json.loads(data, parse_constant=_no_constant)
 
 
 def files_digest(files: list[dict[str, Any]]) -> str:
@@ -45,7 +68,7 @@ def files_digest(files: list[dict[str, Any]]) -> str:
 
 
 def verify(path: Path) -> dict[str, Any]:
-    """Verifies the artifact at `path` and returns its manifest.
+    """Verifies the artifact at `path` and returns its manifest. An empty folder is no file, and nobody's harm.
 
     Raises:
         IntegrityError: a file is missing, altered or not named by the manifest; the message names it.
@@ -58,9 +81,9 @@ def verify(path: Path) -> dict[str, Any]:
     try:
         present = {p.relative_to(folder).as_posix(): p for p in list_files(folder)}
     except ValueError as error:
-        raise IntegrityError(str(error), fix=fix) from None
-    for name in sorted(set(present) - set(named) - {MANIFEST}):
-        raise IntegrityError(f"{name} is not named by the manifest", fix=fix)
+        raise IntegrityError(str(printable(str(error))), fix=fix) from None
+    for name in sorted(set(present) - set(named) - {MANIFEST, *SIDECARS}):
+        raise IntegrityError(f"{printable(name)} is not named by the manifest", fix=fix)
     for name, entry in sorted(named.items()):
         if name not in present:
             raise IntegrityError(f"{name} is missing", fix=fix)
@@ -93,6 +116,7 @@ def _check_shape(manifest: Any) -> None:
                 raise TypeError(f"{name} is not a {kind.__name__}")
     for entry in manifest["files"]:
         _check_file(entry)
+    check_names([*(entry["path"] for entry in manifest["files"]), MANIFEST, *SIDECARS])
     for entry in manifest["candidates"]:
         if not isinstance(entry["options"], dict) or not isinstance(entry["runtime"], str):
             raise TypeError("a candidate's options or runtime")
@@ -109,12 +133,5 @@ def _check_shape(manifest: Any) -> None:
 def _check_file(entry: Any) -> None:
     if not all(isinstance(entry[name], str) for name in ("path", "sha256", "role")):
         raise TypeError("a file's path, sha256 or role is no text")
-    entry["path"].encode()
     if type(entry["size_bytes"]) is not int or entry["size_bytes"] < 0:
         raise TypeError("a file's size_bytes is no size")
-
-
-def _confined(folder: Path, name: object) -> None:
-    pure = Path(str(name))
-    if not isinstance(name, str) or pure.is_absolute() or ".." in pure.parts or not pure.parts or "\\" in name:
-        raise IntegrityError(f"the manifest in {folder} names the file {name!r}", fix="do not use this artifact")
