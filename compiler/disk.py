@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import os
@@ -14,6 +15,7 @@ from typing import Any
 
 from compiler.errors import CompilerError, ConfigError, StepError
 
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
 FICLONE = 0x40049409
 """Linux's ioctl that makes a file share another's blocks (btrfs, XFS, bcachefs); others refuse it."""
 
@@ -86,6 +88,18 @@ def copy(source: Path, target: Path) -> None:
             fcntl.ioctl(ours.fileno(), FICLONE, theirs.fileno())
         except OSError:  # another file system, or one that cannot
             shutil.copyfile(source, target)
+
+
+def exchange(new: Path, old: Path) -> None:
+    """Puts the folder `new` at the name `old`, and what was there at the name `new`, in one step where Linux can."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    rename = getattr(libc, "renameat2", None)  # glibc 2.28
+    if rename is not None and not rename(AT_FDCWD, os.fsencode(new), AT_FDCWD, os.fsencode(old), RENAME_EXCHANGE):
+        return
+    aside = new.with_name(new.name + ".old")  # a file system that cannot: for a moment nothing is there
+    old.rename(aside)
+    new.rename(old)
+    aside.rename(new)
 
 
 def remove_tree(path: Path) -> None:

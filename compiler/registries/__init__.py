@@ -1,0 +1,55 @@
+"""Where finished artifacts go and come from: an OCI image-layout folder, or any OCI registry.
+
+A registry is four calls (`Registry`); whatever it answers is data, and `transfer` verifies it. Another kind of
+registry is a module here with a class of these four, and a line in `connect`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from compiler.registries.oci import Descriptor
+from compiler.registries.reference import Reference
+
+Tell = Callable[[int], None]
+"""Is told how many more bytes have gone through."""
+
+
+class Registry(Protocol):
+    """One repository of a registry."""
+
+    def manifest(self, name: str) -> bytes | None:
+        """The manifest under a tag or a digest (`sha256:...`), as it is; None where there is none."""
+
+    def read(self, blob: Descriptor, start: int) -> Iterator[bytes]:
+        """A blob's bytes from `start` on, in pieces, unverified.
+
+        Raises:
+            Broken: the connection broke; asking again from where it broke may do.
+        """
+
+    def write(self, blob: Descriptor, source: Path | bytes, tags: Sequence[str], tell: Tell) -> bool:
+        """Stores a blob, or a manifest under `tags`; False where it was there and nothing was sent.
+
+        Readers see it whole or not at all. A manifest's blobs are written before it.
+        """
+
+    def tags(self) -> list[str]:
+        """Every tag, sorted."""
+
+
+class Broken(Exception):
+    """A transfer ended before its time: the connection was lost, or the server is not there for the moment."""
+
+
+def connect(reference: Reference, writing: bool = False) -> Registry:
+    """The registry that holds a reference's repository; nothing is asked of it yet."""
+    if reference.kind == "file":
+        from compiler.registries.layout import Layout
+
+        return Layout(Path(reference.place))
+    from compiler.registries.remote import Remote
+
+    return Remote(reference.place, reference.repository, writing)

@@ -1,0 +1,48 @@
+"""What tags meant when they were last pulled by this user, so that one that moved is noticed."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from compiler.disk import write_atomically
+from compiler.registries.reference import Reference
+
+MAX_ENTRIES = 1000
+
+
+def last(reference: Reference) -> dict[str, str] | None:
+    """`digest`, `version` and `created` of what the tag meant, or None where it was not pulled before."""
+    entry = _read().get(str(reference))
+    return entry if isinstance(entry, dict) and all(isinstance(v, str) for v in entry.values()) else None
+
+
+def remember(reference: Reference, digest: str, version: str, created: str) -> None:
+    """Keeps what a tag means now. Where nothing can be written, nothing is kept."""
+    file = _file()
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with (file.parent / "tags.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            entries = _read()
+            entries.pop(str(reference), None)
+            entries[str(reference)] = {"digest": digest, "version": version, "created": created}
+            kept = dict(list(entries.items())[-MAX_ENTRIES:])
+            write_atomically(file, json.dumps(kept, indent=1).encode())
+
+
+def _read() -> dict[str, Any]:
+    try:
+        found = json.loads(_file().read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _file() -> Path:
+    state = os.environ.get("XDG_STATE_HOME") or f"{os.environ.get('HOME') or '/'}/.local/state"
+    return Path(state) / "target-model-compiler" / "tags.json"

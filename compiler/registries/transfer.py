@@ -1,0 +1,265 @@
+"""Sending and fetching artifacts, verified on this side: a registry is never taken at its word.
+
+A fetched file is counted and hashed while it comes, and stops at the size that was announced. What a broken transfer
+left is gone on with: within one call, and by the next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compiler.canonical import CHUNK
+from compiler.disk import copy, explained
+from compiler.errors import ConfigError, IntegrityError, StepError, did_you_mean
+from compiler.registries import Broken, Registry
+from compiler.registries.oci import (
+    EMPTY,
+    EMPTY_TYPE,
+    MANIFEST_TYPE,
+    Descriptor,
+    Image,
+    describe,
+    digest_of,
+    encode,
+    parse,
+)
+from compiler.registries.patience import Patience
+from compiler.registries.reference import Reference
+
+WORKERS = 4
+MAX_BYTES = 64 << 30
+"""Of one artifact, unless the user says otherwise."""
+
+Progress = Callable[[int, int], None]
+"""Is told the bytes that are done and those that there are, from any thread."""
+
+
+def silent(_done: int, _total: int) -> None:
+    """Tells nobody."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A file to be sent: `source` is its content, or where it lies."""
+
+    name: str
+    media_type: str
+    source: Path | bytes
+
+    def describe(self) -> Descriptor:
+        """Its descriptor: the whole file is read for it."""
+        if isinstance(self.source, bytes):
+            return describe(self.source, self.media_type, self.name)
+        with self.source.open("rb") as stream:
+            digest = "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()
+        return Descriptor(self.media_type, digest, self.source.stat().st_size, self.name)
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What became of an artifact: its manifest's digest, and how many bytes of it the registry lacked."""
+
+    digest: str
+    bytes_sent: int
+    bytes_in_all: int
+
+
+def resolve(registry: Registry, reference: Reference) -> Image:
+    """The artifact that a reference means, its manifest verified against the digest where one is given.
+
+    Raises:
+        ConfigError: there is none, or it is none of ours.
+        IntegrityError: the registry gave another manifest than the digest says, or a bad one.
+    """
+    data = registry.manifest(reference.name)
+    if data is None:
+        known = registry.tags()
+        what = f"there is no {reference.name} in {reference.home}"
+        if not known:
+            raise ConfigError(what, fix="nothing is published there: check the reference")
+        shown = ", ".join(known[-8:])
+        raise ConfigError(what + did_you_mean(reference.name, known), fix=f"among its {len(known)} tags are: {shown}")
+    if reference.digest is not None and digest_of(data) != reference.digest:
+        raise IntegrityError(
+            f"{reference.home} gives {digest_of(data)} for the manifest {reference.digest}",
+            fix="do not use this registry",
+        )
+    return parse(data, reference)
+
+
+def send(
+    registry: Registry,
+    layers: Sequence[Layer],
+    annotations: Mapping[str, str],
+    tags: Sequence[str],
+    tell: Progress = silent,
+) -> Sent:
+    """Sends what the registry lacks, several files at a time; the manifest, and so the tags, come last.
+
+    Raises:
+        StepError: the registry is gone for too long or refuses something.
+        IntegrityError: a file changed meanwhile, or the registry leads elsewhere.
+    """
+    with _pool() as pool:
+        blobs = list(pool.map(Layer.describe, layers))
+    manifest = encode(blobs, annotations)
+    work: dict[str, tuple[Descriptor, Path | bytes]] = {}
+    for blob, layer in zip(blobs, layers, strict=True):
+        work.setdefault(blob.digest, (blob, layer.source))
+    work.setdefault(digest_of(EMPTY), (describe(EMPTY, EMPTY_TYPE), EMPTY))
+    meter = Meter(sum(blob.size for blob, _ in work.values()), tell)
+    with _pool() as pool:
+        sent = _all(pool, meter, [(registry.write, blob, source, (), meter.add) for blob, source in work.values()])
+    kept = [blob.size for (blob, _), new in zip(work.values(), sent, strict=True) if new]
+    described = describe(manifest, MANIFEST_TYPE)
+    registry.write(described, manifest, tags, lambda _count: None)
+    return Sent(described.digest, sum(kept), meter.total)
+
+
+def fetch(
+    registry: Registry,
+    image: Image,
+    folder: Path,
+    seeds: Mapping[str, Path],
+    tell: Progress = silent,
+    max_bytes: int = MAX_BYTES,
+) -> None:
+    """Fetches an artifact's layers into `folder`; what lies there of an earlier attempt is used.
+
+    `seeds`: digest -> a file that is here already and may hold it; it is hashed like what comes from the registry.
+
+    Raises:
+        IntegrityError: a file is not what the manifest says; nothing of it stays.
+        StepError: the registry is gone for too long, or the disk is full; what came so far stays.
+    """
+    if image.bytes_in_all > max_bytes:
+        raise ConfigError(
+            f"the artifact has {image.bytes_in_all:,} bytes, more than the {max_bytes:,} that are allowed",
+            fix="raise the limit (--max-bytes) if you trust where it comes from",
+        )
+    there = sum(path.stat().st_size for layer in image.layers if (path := folder / layer.name).is_file())
+    if image.bytes_in_all - there > shutil.disk_usage(folder).free:
+        raise StepError(
+            f"no space left where {folder.parent} lies: the artifact has {image.bytes_in_all:,} bytes",
+            fix="free some space, or choose another disk",
+        )
+    meter = Meter(image.bytes_in_all, tell)
+    with _pool() as pool:
+        work: list[Any] = [
+            (_fetch_one, registry, layer, folder, seeds.get(layer.digest), meter) for layer in image.layers
+        ]
+        _all(pool, meter, work)
+
+
+class Stopped(Exception):
+    """Another thread's error, or the user, has ended the transfer."""
+
+
+class Meter:
+    """Adds up what the threads tell, and ends them where one of them failed."""
+
+    def __init__(self, total: int, tell: Progress) -> None:
+        self.total, self._tell = total, tell
+        self._done = 0
+        self._lock = threading.Lock()
+        self.stopped = False
+
+    def add(self, count: int) -> None:
+        """So many more bytes have gone through (or fewer, where some have to go again).
+
+        Raises:
+            Stopped: no more are wanted.
+        """
+        if self.stopped:
+            raise Stopped
+        with self._lock:
+            self._done += count
+            self._tell(self._done, self.total)
+
+
+def _fetch_one(registry: Registry, layer: Descriptor, folder: Path, seed: Path | None, meter: Meter) -> None:
+    target = folder / layer.name
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if seed is not None and not target.exists():
+            with contextlib.suppress(OSError):
+                copy(seed, target)
+        start, seen = _start(target, layer)
+        meter.add(start)
+        if start < layer.size or not target.exists():
+            with target.open("ab") as stream:
+                start = _stream(registry, layer, seen, start, stream, meter)
+    except OSError as error:
+        raise explained(error, folder.parent) from error
+    if start != layer.size or "sha256:" + seen.hexdigest() != layer.digest:
+        target.unlink(missing_ok=True)
+        raise IntegrityError(
+            f"{layer.name} does not match its digest {layer.digest}",
+            fix="do not use this artifact: what the registry holds is damaged or was altered; publish it again",
+        )
+
+
+def _start(target: Path, layer: Descriptor) -> tuple[int, Any]:
+    """How many bytes are here already, and their hash. A file that cannot be the beginning of the right one goes."""
+    seen = hashlib.sha256()
+    if not target.is_file() or target.stat().st_size > layer.size:
+        target.unlink(missing_ok=True)
+        return 0, seen
+    with target.open("rb") as stream:
+        while piece := stream.read(CHUNK):
+            seen.update(piece)
+        count = stream.tell()
+    if count == layer.size and "sha256:" + seen.hexdigest() != layer.digest:  # another file's copy or beginning
+        target.unlink()
+        return 0, hashlib.sha256()
+    return count, seen
+
+
+def _stream(registry: Registry, layer: Descriptor, seen: Any, start: int, stream: Any, meter: Meter) -> int:
+    """Appends what comes, until the announced size; how many bytes there are then."""
+    patience = Patience(layer.name)
+    while True:
+        try:
+            for piece in _pieces(registry, layer, start):
+                start += len(piece)
+                if start > layer.size:
+                    return start
+                seen.update(piece)
+                stream.write(piece)
+                meter.add(len(piece))
+                patience.got_further()
+            return start
+        except Broken as error:
+            patience.wait(error)
+
+
+def _pieces(registry: Registry, layer: Descriptor, start: int) -> Iterator[bytes]:
+    return registry.read(layer, start) if start < layer.size or not layer.size else iter(())
+
+
+def _all(pool: ThreadPoolExecutor, meter: Meter, calls: Sequence[Any]) -> list[Any]:
+    """Runs them; the first error, or Ctrl-C, ends all."""
+    running = [pool.submit(*call) for call in calls]
+    try:
+        done, _ = wait(running, return_when=FIRST_EXCEPTION)
+        for one in done:
+            one.result()
+        return [one.result() for one in running]
+    finally:
+        meter.stopped = True
+        for one in running:
+            one.cancel()
+
+
+@contextlib.contextmanager
+def _pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(WORKERS, thread_name_prefix="transfer") as pool:
+        yield pool

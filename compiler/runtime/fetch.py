@@ -1,0 +1,276 @@
+"""From a reference to a verified folder: nothing appears under its name before all of it is checked."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from compiler.canonical import list_files
+from compiler.disk import exchange, explain_os_errors, fsync, remove_tree
+from compiler.errors import CompilerError, ConfigError, IntegrityError
+from compiler.registries import Registry, connect, seen
+from compiler.registries.oci import Descriptor, Image, digest_of
+from compiler.registries.reference import Reference
+from compiler.registries.transfer import MAX_BYTES, Progress, fetch, resolve, silent
+from compiler.runtime.trust import Policy, Trust, check
+from compiler.runtime.verify import MANIFEST, read_manifest
+
+REPORT = "report.html"
+"""Travels with the artifact, for people: it is no part of what a device gets."""
+VERSION_TAG = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}")
+CREATED, VERSION = "org.opencontainers.image.created", "org.opencontainers.image.version"
+ANNOTATION = "target-model-compiler."
+"""What our own annotations begin with."""
+FORCED = ANNOTATION + "forced"
+MAX_REPORT_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """An artifact that has arrived. `digest` is its manifest's in the registry; `notes` is what the user should know."""
+
+    folder: Path
+    digest: str
+    trust: Trust
+    notes: list[str] = field(default_factory=list)
+    new: bool = True
+    """False where the folder held it already."""
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The artifact's own manifest."""
+        return self.trust.manifest
+
+
+def pull(
+    reference: Reference,
+    folder: Path,
+    policy: Policy | None = None,
+    tell: Progress = silent,
+    max_bytes: int = MAX_BYTES,
+) -> Pulled:
+    """Fetches what `reference` means into `folder`, which is not there yet, empty, or holds an artifact to be replaced.
+
+    Raises:
+        ConfigError: there is no such artifact, or the folder holds something else.
+        IntegrityError: something does not match; nothing is left behind, and the folder is as it was.
+        StepError: the registry cannot be reached, or the disk is full; the next call goes on where this one was.
+    """
+    folder = Path(os.path.abspath(folder))  # noqa: PTH100 - `resolve` would follow a link that is to be replaced
+    registry = connect(reference)
+    image = resolve(registry, reference)
+    notes = _moved(registry, reference, image)
+    with explain_os_errors(folder), _alone(folder) as partial:
+        installed = _installed(folder)
+        if installed is not None and _holds(folder, image):
+            with contextlib.suppress(CompilerError):  # damaged: fetched again
+                trust = check(folder, policy)
+                remove_tree(partial)
+                _remember(reference, image, trust.manifest)
+                return Pulled(folder, image.digest, trust, notes, new=False)
+        try:
+            _fetch(registry, image, partial, folder, installed, tell, max_bytes)
+            trust = check(partial, policy, installed)
+            _agree(reference, image, trust.manifest)
+        except (IntegrityError, ConfigError):
+            remove_tree(partial)
+            raise
+        _settle(partial, folder)
+    _remember(reference, image, trust.manifest)
+    if trust.manifest.get("forced"):
+        notes = [*notes, f"it was published by force: its status is {trust.manifest['status']}"]
+    return Pulled(folder, image.digest, trust, notes)
+
+
+def cached(reference: Reference, policy: Policy | None = None, tell: Progress = silent) -> Pulled:
+    """The artifact in the user's cache, under its digest, fetched if it is not there. A pinned one needs no registry.
+
+    Raises: as `pull`.
+    """
+    home = _cache()
+    known = home / reference.digest.removeprefix("sha256:") if reference.digest else None
+    if known is not None and (known / MANIFEST).is_file() and reference.tag is None:
+        with contextlib.suppress(CompilerError):
+            return Pulled(known, str(reference.digest), check(known, policy), new=False)
+    registry = connect(reference)
+    image = resolve(registry, reference)
+    before = seen.last(reference)
+    pulled = pull(reference.pinned(image.digest), home / image.digest.removeprefix("sha256:"), policy, tell)
+    notes = [*_moved(registry, reference, image), *pulled.notes]
+    if before is not None and policy is not None:
+        check(pulled.folder, policy, {**pulled.manifest, **before})
+    _remember(reference, image, pulled.manifest)
+    return Pulled(pulled.folder, pulled.digest, pulled.trust, notes, pulled.new)
+
+
+def report_of(reference: Reference, file: Path) -> None:
+    """Writes the report that was published with an artifact.
+
+    Raises:
+        ConfigError: none was, or it cannot be written.
+    """
+    registry = connect(reference)
+    layer = resolve(registry, reference).layer(REPORT)
+    if layer is None or layer.size > MAX_REPORT_BYTES:
+        raise ConfigError(f"{reference} has no report", fix="see the artifact itself: python -m compiler show DIR")
+    data = b"".join(registry.read(layer, 0))
+    if digest_of(data) != layer.digest:
+        raise IntegrityError(f"{REPORT} does not match its digest", fix="do not use this artifact; publish it again")
+    with explain_os_errors(file):
+        file.write_bytes(data)
+
+
+def _moved(registry: Registry, reference: Reference, image: Image) -> list[str]:
+    """What there is to say about the tag: it is for reading, and only a digest stays what it is."""
+    if reference.tag is None and reference.digest is not None:
+        return []
+    if reference.digest is not None:
+        data = registry.manifest(reference.name if reference.tag is None else reference.tag)
+        if data is None:
+            return [f"the tag {reference.tag} is gone; the pinned digest was taken"]
+        now = digest_of(data)
+        if now == image.digest:
+            return []
+        return [f"the tag {reference.tag} has moved to {now}; the pinned {image.digest} was taken"]
+    before = seen.last(reference)
+    if before is None or before["digest"] == image.digest:
+        return []
+    version = image.annotations.get(VERSION, "")
+    return [
+        f"{reference.name} has moved since it was last pulled: from {before['version']} ({before['digest']}) "
+        f"to {_plain(version)} ({image.digest})"
+    ]
+
+
+def _remember(reference: Reference, image: Image, manifest: Mapping[str, Any]) -> None:
+    if reference.digest is None:
+        seen.remember(reference, image.digest, str(manifest["version"]), str(manifest["created"]))
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[Path]:
+    """The folder beside `folder` that is fetched into, for one process at a time; kept for the next attempt."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if partial.is_symlink():
+        raise ConfigError(f"{partial} is a link", fix="remove it")
+    while True:
+        partial.mkdir(exist_ok=True)
+        handle = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            if partial.exists() and os.fstat(handle).st_ino == partial.stat().st_ino:  # nobody has moved it meanwhile
+                yield partial
+                return
+        finally:
+            os.close(handle)
+
+
+def _installed(folder: Path) -> dict[str, Any] | None:
+    """The manifest of the artifact that lies there, None where the place is free.
+
+    Raises:
+        ConfigError: something else lies there.
+    """
+    if not folder.exists() and not folder.is_symlink():
+        return None
+    if folder.is_dir() and not folder.is_symlink():
+        if not any(folder.iterdir()):
+            return None
+        with contextlib.suppress(CompilerError):
+            return read_manifest(folder)[1]
+    raise ConfigError(
+        f"{folder} holds something else than an artifact",
+        fix="give a folder that is not there yet, or that was pulled into",
+    )
+
+
+def _wanted(image: Image) -> tuple[Descriptor, ...]:
+    return tuple(layer for layer in image.layers if layer.name != REPORT)
+
+
+def _holds(folder: Path, image: Image) -> bool:
+    """Whether the folder has the very files of this artifact, by name and size; `check` then says by digest."""
+    try:
+        there = {path.relative_to(folder).as_posix(): path for path in list_files(folder)}
+    except ValueError:
+        return False
+    wanted = {layer.name: layer for layer in _wanted(image)}
+    return set(there) == set(wanted) and all(there[name].stat().st_size == layer.size for name, layer in wanted.items())
+
+
+def _fetch(
+    registry: Registry,
+    image: Image,
+    partial: Path,
+    folder: Path,
+    installed: Mapping[str, Any] | None,
+    tell: Progress,
+    max_bytes: int,
+) -> None:
+    layers = _wanted(image)
+    if image.layer(MANIFEST) is None:
+        raise IntegrityError(f"the artifact has no {MANIFEST}", fix="do not use it; publish it again")
+    names = {layer.name for layer in layers}
+    for path in [p for p in sorted(partial.rglob("*"), reverse=True) if p.is_symlink() or not p.is_dir()]:
+        if path.is_symlink() or not path.is_file() or path.relative_to(partial).as_posix() not in names:
+            path.unlink()  # of another artifact, whose pull was broken off
+    files = installed["files"] if installed is not None else []
+    seeds = {f"sha256:{f['sha256']}": folder / f["path"] for f in files}
+    fetch(registry, Image(image.digest, image.size, layers, image.annotations), partial, seeds, tell, max_bytes)
+
+
+def _agree(reference: Reference, image: Image, manifest: Mapping[str, Any]) -> None:
+    """What the registry's manifest says of the artifact must be what the artifact says.
+
+    Raises:
+        IntegrityError: it is not, or a version's tag holds another version.
+    """
+    said = {
+        VERSION: manifest["version"],
+        CREATED: manifest["created"],
+        **{ANNOTATION + key: manifest[key] for key in ("model", "target", "status", "digest")},
+        FORCED: "true" if manifest.get("forced") else None,
+    }
+    for key, value in said.items():
+        if image.annotations.get(key) != value:
+            raise IntegrityError(
+                f"the registry says {key} = {_plain(image.annotations.get(key, 'nothing'))}, the artifact {value}",
+                fix="do not use this artifact; publish it again",
+            )
+    tag = reference.tag or ""
+    if VERSION_TAG.fullmatch(tag) and reference.digest is None and tag != manifest["version"]:
+        raise IntegrityError(
+            f"the tag {tag} holds the version {_plain(str(manifest['version']))}",
+            fix="somebody moved it: do not use it",
+        )
+
+
+def _settle(partial: Path, folder: Path) -> None:
+    """The checked files get their name; what was there is gone after, or stays if this fails."""
+    for path in list_files(partial):
+        path.chmod(0o444)
+        fsync(path)
+    for path in (*(p for p in partial.rglob("*") if p.is_dir()), partial):
+        fsync(path)
+    if folder.is_dir():
+        exchange(partial, folder)
+        remove_tree(partial)
+    else:
+        partial.rename(folder)
+    fsync(folder.parent)
+
+
+def _cache() -> Path:
+    home = os.environ.get("XDG_CACHE_HOME") or f"{os.environ.get('HOME') or '/'}/.cache"
+    return Path(home) / "target-model-compiler" / "artifacts"
+
+
+def _plain(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text)[:200]
