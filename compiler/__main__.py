@@ -17,6 +17,7 @@ VERBS = {
     "plan": "every step with its key, hit or miss, and why; runs nothing",
     "doctor": "checks this host, prints the install line for what lacks",
     "show": "a manifest as a table",
+    "report": "a manifest as one page of HTML, beside the version",
     "compare": "two artifacts side by side; marks a difference only where the intervals part",
     "profile": "per-operator time of baseline and artifact",
     "measure": "measures a built artifact again; keeps the figures beside it",

@@ -1,0 +1,49 @@
+"""report: a manifest as one page of HTML, which opens anywhere and prints well.
+
+It goes to <artifacts_dir>/<model>/<target>/.observations/<version>/report.html: a finished version is never changed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from compiler.commands.arguments import parser
+from compiler.disk import write_atomically
+from compiler.errors import ConfigError
+from compiler.runtime.verify import read_manifest
+
+REPORT = "report.html"
+
+
+def run(arguments: list[str]) -> int:
+    """Writes the page and prints where it is."""
+    options = parser("report", __doc__ or "")
+    options.add_argument("path", type=Path, help="a version's folder, .../latest, or a manifest.json")
+    options.add_argument("--output", type=Path, metavar="FILE", help="write it there")
+    given = options.parse_args(arguments)
+    folder, manifest = read_manifest(given.path)
+    file = _place(folder, manifest) if given.output is None else given.output
+    if folder in (file.absolute().parent.resolve(), *file.absolute().parent.resolve().parents):
+        raise ConfigError(f"{file} is inside the version, which nothing changes", fix="choose another place")
+    from compiler.html import render
+    from compiler.observations import listing
+
+    page = render(manifest, listing(folder))
+    try:
+        write_atomically(file, page.encode())
+    except OSError as error:
+        raise ConfigError(f"cannot write {file}: {error.strerror}", fix="choose another place: --output FILE") from None
+    print(file)
+    return 0
+
+
+def _place(folder: Path, manifest: dict[str, Any]) -> Path:
+    from compiler.observations import HOME
+
+    if folder.parts[-3:] != (manifest["model"], manifest["target"], manifest["version"]):
+        raise ConfigError(
+            f"{folder} is not in an artifacts folder, as <model>/<target>/<version>",
+            fix="say where the page goes: --output report.html",
+        )
+    return folder.parent / HOME / folder.name / REPORT
