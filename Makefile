@@ -1,6 +1,7 @@
 # `make build` and `make test` do all the set-up themselves; a second run installs nothing.
 TARGET ?= rpi4
 MODEL ?= mobilenetv3
+REGISTRY ?=
 ARGS ?=
 PYTHON ?= python3.11
 VENV := .venv
@@ -10,11 +11,11 @@ SIGNING := $(VENV)/signing
 RESOLVE = $(VENV)/bin/uv pip compile --quiet --generate-hashes --no-header --no-annotate --python-version 3.11
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build plan doctor test soak check bench error-rates zoo lock clean clean-artifacts
+.PHONY: help setup build publish plan doctor test soak check bench error-rates zoo lock clean clean-artifacts
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  variables: TARGET=$(TARGET) MODEL=$(MODEL) ARGS='any Hydra override' PYTHON=$(PYTHON)"
+	@echo "  variables: TARGET=$(TARGET) MODEL=$(MODEL) REGISTRY=$(REGISTRY) ARGS='any Hydra override' PYTHON=$(PYTHON)"
 
 setup: $(READY) ## virtual environment with every dependency, by hash
 
@@ -34,6 +35,9 @@ $(READY): pyproject.toml requirements/uv.txt requirements/bootstrap.txt requirem
 
 build: $(READY) ## the artifact for TARGET and MODEL (default rpi4, mobilenetv3)
 	@$(RUN) -m compiler target=$(TARGET) model=$(MODEL) $(ARGS)
+
+publish: $(READY) ## the same, and sends it to REGISTRY (file:PATH or oci://HOST/REPOSITORY; default a folder in artifacts)
+	@$(RUN) -m compiler target=$(TARGET) model=$(MODEL) publish=true $(if $(REGISTRY),registry=$(REGISTRY)) $(ARGS)
 
 plan: $(READY) ## what a build would run, and why; runs nothing
 	@$(RUN) -m compiler plan target=$(TARGET) model=$(MODEL) $(ARGS)

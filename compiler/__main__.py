@@ -24,6 +24,9 @@ VERBS = {
     "run": "inference with a built artifact",
     "verify": "an artifact's files, signature and provenance",
     "rebuild": "builds again from an artifact's manifest alone and compares the portable files",
+    "publish": "sends a finished version to a registry",
+    "pull": "fetches an artifact from a registry, verified, into a folder",
+    "history": "the versions in a repository of a registry",
     "store": "looks after stored results: ls, gc, fsck",
 }
 BUILD_PACKAGES = ("hydra", "omegaconf", "rich", "numpy", "yaml")

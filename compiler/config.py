@@ -16,6 +16,7 @@ from typing import Any
 from compiler.errors import ConfigError, did_you_mean, unknown_name
 from compiler.names import check_names
 from compiler.overrides import check_override, conf_dir, expand_models, options, quoted
+from compiler.registries.reference import parse as parse_reference
 from compiler.runtime.verify import MANIFEST, SIDECARS
 from compiler.schema import Budget, Candidate, Config
 
@@ -234,6 +235,7 @@ def _check_values(config: Config) -> None:
         )
     if config.budget.arrival_rate_per_s is not None and config.budget.arrival_rate_per_s <= 0:
         raise ConfigError("budget.arrival_rate_per_s must be above 0", fix="give requests a second")
+    _check_publishing(config)
     _check_candidates(config)
     if not config.artifacts_dir.strip():
         raise ConfigError("artifacts_dir is empty", fix="name a folder")
@@ -242,6 +244,17 @@ def _check_values(config: Config) -> None:
     for what, name in (("target.name", config.target.name), ("model.name", config.model.name)):
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             raise ConfigError(f"{what} {name!r} cannot name a folder", fix="use letters, digits, '.', '_' and '-'")
+
+
+def _check_publishing(config: Config) -> None:
+    """Before any work: what is wrong with it should not come out after an hour of building."""
+    if config.publish or config.registry:  # a manifest of before there were registries names none
+        parse_reference(config.registry)
+    for file in (config.signing.key, *config.signing.certificates):
+        if config.publish and file is not None and not Path(file).is_file():
+            raise ConfigError(f"signing: {file} is not there", fix="give the path of a file in PEM form")
+    if config.signing.certificates and config.signing.key is None:
+        raise ConfigError("signing.certificates is given without signing.key", fix="name the key that they belong to")
 
 
 def _check_candidates(config: Config) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from compiler.disk import copy, explain_os_errors
-from compiler.errors import ConfigError, GateError
+from compiler.errors import ConfigError, GateError, IntegrityError
 from compiler.html import render
 from compiler.provenance import statement
 from compiler.registries import Registry, connect
@@ -20,12 +20,14 @@ from compiler.registries.oci import MANIFEST_TYPE, TITLE, Descriptor, Image, par
 from compiler.registries.reference import LATEST, Reference
 from compiler.registries.transfer import Layer, Progress, send, silent
 from compiler.runtime.fetch import ANNOTATION, CREATED, FORCED, REPORT, VERSION, VERSION_TAG
+from compiler.runtime.signatures import MAX_BUNDLE_BYTES, read_bundle
 from compiler.runtime.trust import check
 from compiler.runtime.verify import MANIFEST, PROVENANCE, SIGNATURE
-from compiler.signing import is_by, sign
+from compiler.signing import sign
 from compiler.terminal import printable
 
-MAX_SIGNATURE_BYTES = 16 << 20
+ABOUT = (PROVENANCE, SIGNATURE, REPORT)
+"""Layers that are said about the artifact, and made when it is published."""
 MANIFEST_LAYER = "application/vnd.target-model-compiler.manifest.v1+json"
 PROVENANCE_LAYER = "application/vnd.in-toto+json"
 SIGNATURE_LAYER = "application/vnd.dev.sigstore.bundle.v0.3+json"
@@ -57,7 +59,7 @@ def publish(
 ) -> Published:
     """Sends the version at `folder`, after every byte of it is verified, and points tags to it.
 
-    The tags: its version, its content (`content-` and 16 digits of its digest), the reference's own, and `latest`, which
+    The tags: its version, its content (`content-` and 16 digits of its digest), the reference's own, and `latest`, that
     goes forward in time only.
 
     Raises:
@@ -68,7 +70,7 @@ def publish(
     """
     if reference.digest is not None:
         raise ConfigError(
-            f"{reference} names a digest", fix="publish to a tag, or to none: the digest comes from the content"
+            f"{reference} names a digest", fix="publish to a tag, or to none: the content makes the digest"
         )
     trust = check(folder)
     manifest = trust.manifest
@@ -81,7 +83,7 @@ def publish(
     with tempfile.TemporaryDirectory(prefix="publish-") as temporary:
         layers = _layers(folder.resolve(), manifest, forced, Path(temporary), signer)
         known = _image(registry, reference, manifest["version"])
-        if known is not None and _is_there(reference, known, layers, registry, signer):
+        if known is not None and _is_there(reference, known, layers, registry, Path(temporary)):
             data = registry.manifest(known.digest) or b""
             registry.write(Descriptor(MANIFEST_TYPE, known.digest, len(data)), data, tags, lambda _count: None)
             signed = known.layer(SIGNATURE) is not None
@@ -115,7 +117,7 @@ def _check_home(reference: Reference, newest: Image | None, manifest: dict[str, 
         there = newest.annotations.get(ANNOTATION + key) if newest is not None else None
         if there != manifest[key]:
             raise ConfigError(
-                f"{reference.home} holds the {key} {printable(there)}, and this is {manifest[key]}",
+                f"{reference.home} holds the {key} {_plain(there)}, and this is {manifest[key]}",
                 fix="publish each model and target to a repository of its own",
             )
 
@@ -131,7 +133,7 @@ def _tags(reference: Reference, manifest: dict[str, Any], newest: Image | None, 
         tags.append(reference.tag)
     there = newest.annotations.get(CREATED, "") if newest is not None else ""
     if there > manifest["created"] and reference.tag != LATEST:
-        notes.append(f"latest stays at {printable(newest and newest.annotations.get(VERSION))}, which is newer")
+        notes.append(f"latest stays where it is: what it leads to was created later ({_plain(there)})")
     else:
         tags.append(LATEST)
     return tags
@@ -148,9 +150,10 @@ def _layers(folder: Path, manifest: dict[str, Any], forced: bool, work: Path, si
     provenance: Path | bytes = folder / PROVENANCE
     if changed or not (folder / PROVENANCE).exists():
         provenance = _json(statement(manifest, hashlib.sha256(data).hexdigest()))
+    files = sorted(manifest["files"], key=lambda file: str(file["path"]))
     layers = [
         Layer(MANIFEST, MANIFEST_LAYER, text),
-        *(Layer(f["path"], f["media_type"], folder / f["path"]) for f in sorted(manifest["files"], key=_path)),
+        *(Layer(f["path"], f["media_type"], folder / f["path"]) for f in files),
         Layer(PROVENANCE, PROVENANCE_LAYER, provenance),
     ]
     if signer is not None:
@@ -160,8 +163,8 @@ def _layers(folder: Path, manifest: dict[str, Any], forced: bool, work: Path, si
     return [*layers, Layer(REPORT, "text/html", render(manifest).encode())]
 
 
-def _path(file: dict[str, Any]) -> str:
-    return str(file["path"])
+def _plain(text: str | None) -> str:
+    return str(printable(text or "nothing"))[:200]
 
 
 def _json(value: Any) -> bytes:
@@ -169,7 +172,7 @@ def _json(value: Any) -> bytes:
 
 
 def _signature(layers: Sequence[Layer], work: Path, signer: Signer) -> bytes:
-    """Signs the folder that a pull will make: what is published is copied together for it (by reflink where it can be)."""
+    """Signs the folder that a pull will make: what is published is copied together for it."""
     signed, out = work / "signed", work / SIGNATURE
     with explain_os_errors(work):
         for layer in layers:
@@ -184,29 +187,32 @@ def _signature(layers: Sequence[Layer], work: Path, signer: Signer) -> bytes:
     return out.read_bytes()
 
 
-def _is_there(
-    reference: Reference, known: Image, layers: Sequence[Layer], registry: Registry, signer: Signer | None
-) -> bool:
-    """Whether the version is published already, as it is (and, where it is to be signed, signed by this key).
+def _is_there(reference: Reference, known: Image, layers: Sequence[Layer], registry: Registry, work: Path) -> bool:
+    """Whether the version is published already, as it is; and, where it is to be signed, signed by the same key.
 
     Raises:
         ConfigError: something else is published under its name.
     """
-    about = (PROVENANCE, SIGNATURE, REPORT)
-    ours = {layer.name: layer.describe().digest for layer in layers if layer.name not in about}
-    theirs = {layer.name: layer.digest for layer in known.layers if layer.name not in about}
-    if ours != theirs:
-        differing = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+    ours = {layer.name: layer for layer in layers}
+    digests = {name: layer.describe().digest for name, layer in ours.items() if name not in ABOUT}
+    theirs = {layer.name: layer.digest for layer in known.layers if layer.name not in ABOUT}
+    if digests != theirs:
+        differing = sorted(name for name in digests.keys() | theirs.keys() if digests.get(name) != theirs.get(name))
         raise ConfigError(
-            f"{reference.home} holds another {differing[0]} under the version {printable(known.annotations.get(VERSION))}",
+            f"{reference.home} holds another {differing[0]} under the version {_plain(known.annotations.get(VERSION))}",
             fix="publish to another repository; a version that was published is never changed",
         )
-    if signer is None:
-        return True
-    layer = known.layer(SIGNATURE)
-    if layer is None or layer.size > MAX_SIGNATURE_BYTES:
+    signature, there = ours.get(SIGNATURE), known.layer(SIGNATURE)
+    if signature is None or there is None or there.size > MAX_BUNDLE_BYTES:
+        return signature is None
+    made = [work / "ours", work / "theirs"]
+    made[0].write_bytes(signature.source if isinstance(signature.source, bytes) else signature.source.read_bytes())
+    made[1].write_bytes(b"".join(registry.read(there, 0)))
+    try:
+        mine, other = (read_bundle(file) for file in made)
+    except IntegrityError:
         return False
-    return is_by(b"".join(registry.read(layer, 0)), signer.key)
+    return (mine.kind, mine.hint, mine.files) == (other.kind, other.hint, other.files)  # by the same over the same
 
 
 def _annotations(manifest: dict[str, Any], forced: bool) -> dict[str, str]:

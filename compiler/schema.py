@@ -105,6 +105,16 @@ class Executor:
 
 
 @dataclass
+class Signing:
+    """With what an artifact is signed when it is published."""
+
+    key: str | None = None
+    """Private key (PEM); the password of an encrypted one is in MODEL_COMPILER_KEY_PASSWORD."""
+    certificates: list[str] = field(default_factory=list)
+    """The key's certificate, then those above it (PEM)."""
+
+
+@dataclass
 class Toolchain:
     """An environment of its own for steps that cannot live in ours."""
 
@@ -147,4 +157,10 @@ class Config:
     strict: bool = False
     artifacts_dir: str = "artifacts"
     executor: Executor = field(default_factory=Executor)
+    registry: str = ""
+    """Where `publish` sends the artifact: `file:PATH` or `oci://HOST/REPOSITORY`."""
+    publish: bool = False
+    force: bool = False
+    """Publishes although the budget is not met; the published manifest says so."""
+    signing: Signing = field(default_factory=Signing)
     toolchains: dict[str, Toolchain] = field(default_factory=dict)

@@ -18,12 +18,14 @@ from compiler.store import Store
 from compiler.store.records import read_sealed, sealed
 
 LATEST = "latest"
+NOT_OF_THE_VERSION = ("artifacts_dir", "executor", "strict", "registry", "publish", "force", "signing")
+"""Settings that change nothing in an artifact: a build with others finds the version that was written before."""
 DELIVERABLE = ("pass", "provisional")
 
 
 def identity(config: Config, outcome: Outcome) -> str:
     """What a version is the outcome of: equal identities mean that there is nothing new to write."""
-    settings = {k: v for k, v in plain(config).items() if k not in ("artifacts_dir", "executor", "strict")}  # type: ignore[attr-defined]
+    settings = {k: v for k, v in plain(config).items() if k not in NOT_OF_THE_VERSION}  # type: ignore[attr-defined]
     return digest(
         {
             "config": settings,

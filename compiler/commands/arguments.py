@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import math
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,11 @@ from compiler.errors import CompilerError, ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from compiler.runtime.policy import Policy
+
+
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
+    "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -90,6 +97,22 @@ def policy_of(given: argparse.Namespace) -> Policy | None:
     from compiler.runtime.policy import chosen
 
     return chosen(given.policy, given.key)
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size as people write it: `500MB`, `8GiB`.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)", text.strip())
+    unit = UNITS.get(match.group(2).upper()) if match else None
+    if match is None or unit is None:
+        raise ConfigError(f"{text!r} is no size", fix="for example 500MB, 20GB, 8GiB")
+    size = float(match.group(1)) * unit
+    if not math.isfinite(size):
+        raise ConfigError("the size is too large", fix="for example 500MB, 20GB, 8GiB")
+    return int(size)
 
 
 def print_error(error: CompilerError) -> None:

@@ -16,6 +16,7 @@ from compiler.errors import CompilerError, GateError, InterruptedBuild, StepErro
 from compiler.identity import KeyMaker
 from compiler.keys.memo import Memo
 from compiler.plan import check_tools, make_plan
+from compiler.registries.reference import parse as parse_reference
 from compiler.schema import Config
 from compiler.store import Store
 
@@ -89,7 +90,25 @@ def _build(
     if not options.json:
         with contextlib.suppress(BrokenPipeError):  # who reads the table may stop reading; the artifact is there
             _print(manifest, folder, executed, new)
-    return manifest, _gate(config, manifest, folder)
+    failed = _gate(config, manifest, folder)
+    if config.publish and (failed is None or config.force):
+        try:
+            _publish(config, folder)
+        except CompilerError as unpublished:
+            return manifest, unpublished
+    if not options.json:
+        print(folder / "manifest.json", flush=True)
+    return manifest, failed
+
+
+def _publish(config: Config, folder: Path) -> None:
+    from compiler.commands.publish import send
+    from compiler.publishing import Signer
+
+    signing = config.signing
+    signer = Signer(Path(signing.key), tuple(map(Path, signing.certificates))) if signing.key else None
+    published = send(folder, parse_reference(config.registry), config.force, signer)
+    print(published.reference, file=sys.stderr)
 
 
 def _print(manifest: dict[str, Any], folder: Path, executed: int, new: bool) -> None:
@@ -102,7 +121,6 @@ def _print(manifest: dict[str, Any], folder: Path, executed: int, new: bool) -> 
         print("Nothing to do: every result is in the store and this version was written before.")
     elif not executed:
         print("No step ran: every result was in the store.")
-    print(folder / "manifest.json", flush=True)
 
 
 def _run_steps(

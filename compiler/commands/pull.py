@@ -10,9 +10,8 @@ import json
 import sys
 from pathlib import Path
 
-from compiler.commands.arguments import add_trust_flags, parser, policy_of, size_of
+from compiler.commands.arguments import add_trust_flags, parse_size, parser, policy_of
 from compiler.commands.transfers import shown
-from compiler.commands.verify import lines
 from compiler.registries.reference import parse
 from compiler.runtime import fetch
 
@@ -20,7 +19,9 @@ from compiler.runtime import fetch
 def run(arguments: list[str]) -> int:
     """Prints what was verified and, last, the folder."""
     options = parser("pull", __doc__ or "")
-    options.add_argument("reference", metavar="REF", help="file:PATH or oci://HOST/REPOSITORY, with :TAG or @sha256:...")
+    options.add_argument(
+        "reference", metavar="REF", help="file:PATH or oci://HOST/REPOSITORY, with :TAG or @sha256:..."
+    )
     options.add_argument("folder", metavar="DIR", type=Path, help="not there yet, empty, or pulled into before")
     add_trust_flags(options)
     options.add_argument("--max-bytes", metavar="SIZE", default="64GB", help="refuse what is larger (default 64GB)")
@@ -28,7 +29,7 @@ def run(arguments: list[str]) -> int:
     options.add_argument("--json", action="store_true", help="print nothing but JSON")
     given = options.parse_args(arguments)
     reference, policy = parse(given.reference), policy_of(given)
-    limit = size_of("--max-bytes", given.max_bytes)
+    limit = parse_size(given.max_bytes)
     with shown("pulling") as tell:
         pulled = fetch.pull(reference, given.folder, policy, tell, limit)
     for note in pulled.notes:
@@ -43,7 +44,7 @@ def run(arguments: list[str]) -> int:
         }  # fmt: skip
         print(json.dumps(record, indent=1))
         return 0
-    for line in lines(pulled.trust):
+    for line in pulled.trust.lines():
         print(line, file=sys.stderr)
     if not pulled.new:
         print("nothing to do: the folder holds it already", file=sys.stderr)

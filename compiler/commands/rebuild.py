@@ -6,21 +6,21 @@ Nothing is measured and nothing is written: the artifact is proven to be what it
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 from compiler.commands.arguments import parser
 from compiler.errors import ConfigError, IntegrityError
 from compiler.runtime.trust import check
+from compiler.runtime.verify import local_folder
 
 
 def run(arguments: list[str]) -> int:
     """Exit 0 where every portable file has the recorded digest; 6, naming the first, if not."""
     options = parser("rebuild", __doc__ or "")
-    options.add_argument("path", type=Path, help="a version's folder, or .../latest")
+    options.add_argument("path", help="a version's folder, .../latest, or a reference")
     options.add_argument("--own-code", action="store_true", help="allow modules and interpreters that are not ours")
     options.add_argument("--json", action="store_true", help="print nothing but JSON")
     given = options.parse_args(arguments)
-    manifest = check(given.path).manifest
+    manifest = check(local_folder(given.path)).manifest
     if "inputs" not in manifest:
         raise ConfigError(f"{given.path} was built by an older version of the compiler", fix="build it again")
 

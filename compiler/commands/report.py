@@ -11,7 +11,7 @@ from typing import Any
 from compiler.commands.arguments import parser
 from compiler.disk import write_atomically
 from compiler.errors import ConfigError
-from compiler.runtime.verify import read_manifest
+from compiler.runtime.verify import local_folder, read_manifest
 
 REPORT = "report.html"
 
@@ -19,10 +19,10 @@ REPORT = "report.html"
 def run(arguments: list[str]) -> int:
     """Writes the page and prints where it is."""
     options = parser("report", __doc__ or "")
-    options.add_argument("path", type=Path, help="a version's folder, .../latest, or a manifest.json")
+    options.add_argument("path", help="a version's folder, .../latest, a manifest.json, or a reference")
     options.add_argument("--output", type=Path, metavar="FILE", help="write it there")
     given = options.parse_args(arguments)
-    folder, manifest = read_manifest(given.path)
+    folder, manifest = read_manifest(local_folder(given.path))
     file = _place(folder, manifest) if given.output is None else given.output
     if folder in (file.absolute().parent.resolve(), *file.absolute().parent.resolve().parents):
         raise ConfigError(f"{file} is inside the version, which nothing changes", fix="choose another place")

@@ -12,7 +12,7 @@ from compiler.stage import write_array
 def run(arguments: list[str]) -> int:
     """Reads an array, runs the selected model over it, writes an array."""
     options = parser("run", __doc__ or "")
-    options.add_argument("path", help="a version's folder, or .../latest")
+    options.add_argument("path", help="a version's folder, .../latest, or a reference")
     options.add_argument(
         "--input",
         type=Path,

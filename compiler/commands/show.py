@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from compiler.commands.arguments import parser
 from compiler.errors import IntegrityError
-from compiler.runtime.verify import read_manifest
+from compiler.runtime.verify import local_folder, read_manifest
 
 SHOWN = 3
 """Of the later measurements, the newest so many are shown."""
@@ -16,10 +15,10 @@ SHOWN = 3
 def run(arguments: list[str]) -> int:
     """Prints the manifest at PATH."""
     options = parser("show", __doc__ or "")
-    options.add_argument("path", type=Path, help="a version's folder, .../latest, or a manifest.json")
+    options.add_argument("path", help="a version's folder, .../latest, a manifest.json, or a reference")
     options.add_argument("--json", action="store_true", help="print the manifest itself")
     given = options.parse_args(arguments)
-    folder, manifest = read_manifest(given.path)
+    folder, manifest = read_manifest(local_folder(given.path))
     if given.json:
         print(json.dumps(manifest, indent=1, ensure_ascii=False))
         return 0

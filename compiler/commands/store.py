@@ -11,18 +11,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import math
-import re
 import sys
 from pathlib import Path
 
-from compiler.commands.arguments import parser
+from compiler.commands.arguments import parse_size, parser
 from compiler.errors import ConfigError, IntegrityError, unknown_name
 from compiler.store import Store, upkeep
 
-UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
-    "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
-}  # fmt: skip
 KEY_CHARACTERS = 12
 ACTIONS = ("ls", "gc", "fsck")
 
@@ -77,7 +72,7 @@ def _ls(store: Store, artifacts: Path, given: argparse.Namespace) -> int:
 
 
 def _gc(store: Store, artifacts: Path, given: argparse.Namespace) -> int:
-    largest = _bytes(given.max_size) if given.max_size is not None else None
+    largest = parse_size(given.max_size) if given.max_size is not None else None
     keep = given.keep if given.keep is not None or largest is not None else upkeep.KEEP
     if keep is not None and keep < 0:
         raise ConfigError(f"--keep {keep} is not a number of versions", fix="give 0 or more")
@@ -119,17 +114,6 @@ def _fsck(store: Store, artifacts: Path, given: argparse.Namespace) -> int:
     if not given.json:
         print(f"{len(found)} findings, all mended" if found else "everything is as it was written")
     return 0
-
-
-def _bytes(text: str) -> int:
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)", text.strip())
-    unit = UNITS.get(match.group(2).upper()) if match else None
-    if match is None or unit is None:
-        raise ConfigError(f"{text!r} is no size", fix="for example 500MB, 20GB, 8GiB")
-    size = float(match.group(1)) * unit
-    if not math.isfinite(size):
-        raise ConfigError("the size is too large", fix="for example 500MB, 20GB, 8GiB")
-    return int(size)
 
 
 def _mb(size: int) -> str:

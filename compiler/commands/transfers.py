@@ -1,4 +1,4 @@
-"""What a person sees while files go to or come from a registry, on standard error; rich is used where it is installed."""
+"""What a person sees, on standard error, while files go to or come from a registry: by rich, where it is installed."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from compiler.runtime.verify import local_folder, read_manifest
 def run(arguments: list[str]) -> int:
     """Exit 0 if everything matches; 6, naming the file, if not."""
     options = parser("verify", __doc__ or "")
-    options.add_argument("path", help="a version's folder, or .../latest")
+    options.add_argument("path", help="a version's folder, .../latest, or a reference")
     add_trust_flags(options)
     options.add_argument("--installed", type=Path, metavar="DIR", help="the version that this one is to replace")
     options.add_argument("--json", action="store_true", help="print nothing but JSON")
@@ -28,7 +28,7 @@ def run(arguments: list[str]) -> int:
     if given.installed is not None:
         _, installed = read_manifest(given.installed)
         policy = dataclasses.replace(policy or Policy(), refuse_older=True)
-    trust = check(local_folder(given.path), policy, installed)
+    trust = check(local_folder(given.path, policy), policy, installed)
     if not given.json:
         print("\n".join(trust.lines()))
         return 0

@@ -17,7 +17,7 @@ USERNAME, PASSWORD = "MODEL_COMPILER_REGISTRY_USERNAME", "MODEL_COMPILER_REGISTR
 DOCKER_HUB = ("docker.io", "index.docker.io", "registry-1.docker.io", "auth.docker.io")
 HELPER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 HELPER_LIMIT_S = 30
-TOKEN_USER = "<token>"  # what helpers say in place of a user's name for an identity token
+TOKEN_USER = "<token>"  # noqa: S105 - what helpers say in place of a user's name for an identity token
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ import os
 import stat
 import tempfile
 from collections.abc import Iterator, Sequence
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from compiler.canonical import CHUNK
 from compiler.disk import explained, fsync, make_folder, write_atomically
@@ -79,7 +80,7 @@ class Layout:
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
-    def _open(self, place: str) -> BinaryIO:
+    def _open(self, place: str) -> BufferedReader:
         """A regular file of the layout: what a link in it leads to is none of it."""
         at = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -159,7 +160,7 @@ class Layout:
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        """The index is changed by one process at a time; the folder itself holds the lock, so that none is left in it."""
+        """The index is changed by one process at a time; the folder itself is what is locked: no file is left in it."""
         handle = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)

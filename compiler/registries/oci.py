@@ -1,4 +1,4 @@
-"""An artifact as the OCI image specification 1.1 has it: a manifest whose layers are plain files, each named by its title.
+"""An artifact as the OCI image specification 1.1 has it: a manifest whose layers are plain files, named by their title.
 
 Nothing is packed: a layer is the file's own bytes, so nothing is ever unpacked either.
 """

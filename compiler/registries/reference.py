@@ -65,7 +65,7 @@ def parse(text: str) -> Reference:
     if text.startswith("file:"):
         return _file(text.removeprefix("file:"))
     if not text.startswith("oci://"):
-        shown = text.split("@")[-1] if "@" in text else text
+        shown = text.rpartition("@")[2]  # what stands before may be a password
         raise ConfigError(f"{shown[:200]!r} is no reference", fix=FORMS)
     rest, digest = _digest(text.removeprefix("oci://"))
     host, _, path = rest.partition("/")

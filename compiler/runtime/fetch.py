@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -15,12 +16,13 @@ from compiler.canonical import list_files
 from compiler.disk import exchange, explain_os_errors, fsync, remove_tree
 from compiler.errors import CompilerError, ConfigError, IntegrityError
 from compiler.registries import Registry, connect, seen
-from compiler.registries.oci import Descriptor, Image, digest_of
+from compiler.registries.oci import Descriptor, Image, digest_of, parse
 from compiler.registries.reference import Reference
 from compiler.registries.transfer import MAX_BYTES, Progress, fetch, resolve, silent
 from compiler.runtime.trust import Policy, Trust, check
-from compiler.runtime.verify import MANIFEST, read_manifest
+from compiler.runtime.verify import MANIFEST, SIGNATURE, read_manifest
 
+logger = logging.getLogger(__name__)
 REPORT = "report.html"
 """Travels with the artifact, for people: it is no part of what a device gets."""
 VERSION_TAG = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}")
@@ -33,7 +35,7 @@ MAX_REPORT_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Pulled:
-    """An artifact that has arrived. `digest` is its manifest's in the registry; `notes` is what the user should know."""
+    """An artifact that has arrived. `digest` is its manifest's in the registry; `notes` are for the user."""
 
     folder: Path
     digest: str
@@ -103,6 +105,8 @@ def cached(reference: Reference, policy: Policy | None = None, tell: Progress = 
     before = seen.last(reference)
     pulled = pull(reference.pinned(image.digest), home / image.digest.removeprefix("sha256:"), policy, tell)
     notes = [*_moved(registry, reference, image), *pulled.notes]
+    for note in notes:
+        logger.warning("%s", note)  # nobody else tells whoever loads it
     if before is not None and policy is not None:
         check(pulled.folder, policy, {**pulled.manifest, **before})
     _remember(reference, image, pulled.manifest)
@@ -124,6 +128,38 @@ def report_of(reference: Reference, file: Path) -> None:
         raise IntegrityError(f"{REPORT} does not match its digest", fix="do not use this artifact; publish it again")
     with explain_os_errors(file):
         file.write_bytes(data)
+
+
+def versions(registry: Registry) -> list[dict[str, Any]]:
+    """What a repository holds, newest first: a row a manifest, with the tags that lead to it. Nothing is fetched but
+    manifests, so it is what the registry says; `pull` checks it.
+
+    Raises:
+        IntegrityError: a manifest is malformed.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    for tag in registry.tags():
+        data = registry.manifest(tag)
+        if data is None:
+            continue
+        if (digest := digest_of(data)) not in rows:
+            try:
+                image = parse(data, tag)
+            except ConfigError:  # some other tool's
+                continue
+            said = image.annotations
+            rows[digest] = {
+                "version": said.get(VERSION, ""),
+                "created": said.get(CREATED, ""),
+                **{key: said.get(ANNOTATION + key, "") for key in ("model", "target", "status", "selected")},
+                "forced": FORCED in said,
+                "signed": image.layer(SIGNATURE) is not None,
+                "bytes": image.bytes_in_all,
+                "digest": digest,
+                "tags": [],
+            }
+        rows[digest]["tags"].append(tag)
+    return sorted(rows.values(), key=lambda row: (row["created"], row["version"], row["digest"]), reverse=True)
 
 
 def _moved(registry: Registry, reference: Reference, image: Image) -> list[str]:

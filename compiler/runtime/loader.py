@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compiler.errors import ConfigError, IntegrityError
+from compiler.registries.reference import is_reference, parse
 from compiler.runtime import preprocess
 from compiler.runtime.host import profile
 from compiler.runtime.names import SHIPPED
 from compiler.runtime.session import Array, open_model
 from compiler.runtime.trust import Policy, check
-from compiler.runtime.verify import local_folder, read_manifest
+from compiler.runtime.verify import read_manifest
 
 
 class Model:
@@ -116,7 +117,10 @@ def allowed_options(chosen: dict[str, Any], runtimes: tuple[str, ...]) -> dict[s
 def load(
     path: str | Path, runtimes: tuple[str, ...] = (), batch: int | None = None, policy: Policy | None = None
 ) -> Model:
-    """Opens the artifact at `path` (a version's folder, or `.../latest`) after verifying every file.
+    """Opens the artifact at `path` after verifying every file.
+
+    `path` is a version's folder, `.../latest`, or a reference (`oci://host/repository:tag`, `file:dir@sha256:...`):
+    what it means is fetched into the user's cache if it is not there. One with a digest means the same for ever.
 
     `runtimes` names modules of your own that the manifest may ask for besides the project's. `batch`: how many samples
     a run takes; without it as many as the artifact was tuned for, which is 1 unless the manifest's options say more.
@@ -125,10 +129,17 @@ def load(
     Raises:
         IntegrityError: something does not match the manifest, or the policy refuses the artifact.
         ConfigError: nothing is there, the artifact has no selected candidate, or it cannot be run at the batch.
+        StepError: the registry cannot be reached.
         MissingToolError: the library that the format needs, or one for signatures, is not installed.
     """
-    folder, _ = read_manifest(local_folder(path))
-    manifest = check(folder, policy).manifest
+    if is_reference(str(path)):
+        from compiler.runtime.fetch import cached
+
+        pulled = cached(parse(str(path)), policy)
+        folder, manifest = pulled.folder, pulled.manifest
+    else:
+        folder, _ = read_manifest(Path(path))
+        manifest = check(folder, policy).manifest
     if not manifest.get("selected"):
         raise ConfigError(f"{path} has no selected candidate", fix="see its verdicts: python -m compiler show PATH")
     return Model(folder, manifest, runtimes, batch)

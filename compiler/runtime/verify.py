@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compiler.canonical import digest, file_digest, list_files
 from compiler.errors import ConfigError, IntegrityError
 from compiler.names import check_names
+from compiler.registries.reference import is_reference, parse
 from compiler.terminal import printable
+
+if TYPE_CHECKING:
+    from compiler.runtime.policy import Policy
 
 MANIFEST = "manifest.json"
 PROVENANCE = "provenance.json"
@@ -23,9 +27,17 @@ SCHEMA_VERSION = 1
 MAX_MANIFEST_BYTES = 16 << 20
 
 
-def local_folder(path_or_ref: str | Path) -> Path:
-    """The folder that the user means by what stands on the command line."""
-    return Path(path_or_ref)
+def local_folder(path_or_ref: str | Path, policy: Policy | None = None) -> Path:
+    """The folder that the user means by a path, or by a reference: in the cache, fetched if need be.
+
+    Raises: as `compiler.runtime.fetch.cached`, for a reference.
+    """
+    text = str(path_or_ref)
+    if not is_reference(text):
+        return Path(path_or_ref)
+    from compiler.runtime.fetch import cached
+
+    return cached(parse(text), policy).folder
 
 
 def read_manifest(path: Path) -> tuple[Path, dict[str, Any]]:
