@@ -29,8 +29,9 @@ def run(arguments: list[str]) -> int:
         return 0
     if not found:
         raise ConfigError(f"nothing is published in {reference.home}", fix="check the reference")
-    print(f"{found[0]['model']} for {found[0]['target']} in {reference.home}")
-    rows = [COLUMNS, *(_row(printable(entry)) for entry in found)]
+    entries = [printable(entry) for entry in found]
+    print(f"{entries[0]['model']} for {entries[0]['target']} in {reference.home}")
+    rows = [COLUMNS, *map(_row, entries)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
     for row in rows:
         print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())

@@ -192,19 +192,29 @@ def _fetch_one(registry: Registry, layer: Descriptor, folder: Path, seed: Path |
         if seed is not None and not target.exists():
             with contextlib.suppress(OSError):
                 copy(seed, target)
-        start, seen = _start(target, layer)
-        meter.add(start)
-        if start < layer.size or not target.exists():
-            with target.open("ab") as stream:
-                start = _stream(registry, layer, seen, start, stream, meter)
+        had, seen = _start(target, layer)
+        meter.add(had)
+        right = _complete(registry, layer, target, had, seen, meter)
+        if not right and had:  # what was here already was no beginning of it
+            target.unlink()
+            meter.add(-layer.size)
+            right = _complete(registry, layer, target, 0, hashlib.sha256(), meter)
     except OSError as error:
         raise explained(error, folder.parent) from error
-    if start != layer.size or "sha256:" + seen.hexdigest() != layer.digest:
+    if not right:
         target.unlink(missing_ok=True)
         raise IntegrityError(
             f"{layer.name} does not match its digest {layer.digest}",
             fix="do not use this artifact: what the registry holds is damaged or was altered; publish it again",
         )
+
+
+def _complete(registry: Registry, layer: Descriptor, target: Path, start: int, seen: Any, meter: Meter) -> bool:
+    """Fetches what a file lacks; whether it is what its descriptor says."""
+    if start < layer.size or not target.exists():
+        with target.open("ab") as stream:
+            start = _stream(registry, layer, seen, start, stream, meter)
+    return start == layer.size and "sha256:" + str(seen.hexdigest()) == layer.digest
 
 
 def _start(target: Path, layer: Descriptor) -> tuple[int, Any]:

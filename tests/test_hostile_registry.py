@@ -1,0 +1,480 @@
+"""What a registry must not be able to do to those who pull from it or publish to it."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import io
+import json
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import First, command, environment
+from hostile_registry import Got, Hostile, Reply, hostile
+from hypothesis import given
+from hypothesis import strategies as st
+
+from compiler.errors import ConfigError, IntegrityError, StepError
+from compiler.registries import Broken, connect, oci
+from compiler.registries.addresses import check_reachable, range_of
+from compiler.registries.http import origin_of
+from compiler.registries.layout import Layout
+from compiler.registries.oci import describe, digest_of
+from compiler.registries.reference import Reference, parse
+from compiler.registries.transfer import Layer, resolve, send
+from compiler.runtime.fetch import pull, versions
+
+CANARY = "what nobody may read or change"
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither this user's credentials nor what was pulled before; no waiting for what is down."""
+    (tmp_path / "home").mkdir()
+    for name in ("DOCKER_CONFIG", "REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR", "XDG_CACHE_HOME", "XDG_STATE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture
+def registry() -> Iterator[Hostile]:
+    """A registry that does as the test says."""
+    with hostile() as running:
+        yield running
+
+
+@pytest.fixture
+def canary(tmp_path: Path) -> Iterator[Path]:
+    """A file that must be as it was at the end."""
+    file = tmp_path / "canary"
+    file.write_text(CANARY)
+    yield file
+    assert file.read_text() == CANARY
+
+
+def reference(registry: Hostile, rest: str = ":one") -> Reference:
+    """Its only repository."""
+    return parse(f"oci://{registry.host}/one{rest}")
+
+
+def image(*layers: tuple[str, bytes], **changes: Any) -> tuple[bytes, dict[str, bytes]]:
+    """A manifest of layers, and the blobs by digest."""
+    blobs = {digest_of(data): data for _, data in layers}
+    described = [describe(data, "application/octet-stream", name) for name, data in layers]
+    record = json.loads(oci.encode(described, {}))
+    return json.dumps({**record, **changes}).encode(), blobs
+
+
+def serve(registry: Hostile, manifest: bytes, blobs: dict[str, bytes]) -> None:
+    """Lets the registry hold an image under the tag `one`."""
+    registry.replies["GET /v2/one/manifests/"] = 200, {}, manifest
+    for digest, data in blobs.items():
+        registry.replies[f"GET /v2/one/blobs/{digest}"] = 200, {}, data
+
+
+def refused(registry: Hostile, out: Path, match: str) -> None:
+    """Pulls, and expects an integrity error that leaves nothing."""
+    with pytest.raises(IntegrityError, match=match):
+        pull(reference(registry), out)
+    assert not out.exists()
+    partial = out.with_name(f".{out.name}.partial")
+    assert not partial.exists() or not any(partial.iterdir())
+
+
+# -- names and sizes ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../canary", "/tmp/canary", "a/../../canary", ".git/config", ".hidden", "a\\..\\canary", "a//b", "a/", "",
+     "..", "con\x00trol", "a\nb", "%2e%2e/canary", "ünicode", "~root", "a" * 300, "-rf"],
+)  # fmt: skip
+def test_name_that_is_not_plain_is_refused(registry: Hostile, tmp_path: Path, canary: Path, name: str) -> None:
+    serve(registry, *image(("manifest.json", b"{}"), (name, b"overwritten")))
+    refused(registry, tmp_path / "deep" / "out", "manifest of .* is none")
+    assert not any(path for path in tmp_path.rglob("*") if path.is_file() and path.read_bytes() == b"overwritten")
+
+
+@pytest.mark.parametrize("names", [("a", "a"), ("a", "A"), ("a", "a/b"), ("a/b", "A/c")])
+def test_names_that_cannot_lie_side_by_side_are_refused(
+    registry: Hostile, tmp_path: Path, names: tuple[str, str]
+) -> None:
+    serve(registry, *image(("manifest.json", b"{}"), (names[0], b"1"), (names[1], b"2")))
+    refused(registry, tmp_path / "out", "manifest of .* is none")
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b'{"schemaVersion": 2, "schemaVersion": 2, "artifactType": "' + oci.ARTIFACT_TYPE.encode() + b'"}',
+        image(("manifest.json", b"{}"), layers=[])[0].replace(b'"layers": []', b'"layers": [[]]'),
+        image(("manifest.json", b"{}"))[0].replace(b'"size": 2', b'"size": -2'),
+        image(("manifest.json", b"{}"))[0].replace(b'"size": 2', b'"size": true'),
+        image(("manifest.json", b"{}"))[0].replace(b'"size": 2', b'"size": 1e400'),
+        image(("manifest.json", b"{}"))[0].replace(b"sha256:", b"sha1:"),
+        image(("manifest.json", b"{}"), layers=[{}] * 1001)[0],
+        b"x" * (oci.MAX_MANIFEST_BYTES + 1),
+    ],
+    ids=range(10),
+)
+def test_malformed_manifest_is_refused(registry: Hostile, tmp_path: Path, manifest: bytes) -> None:
+    registry.replies["GET /v2/one/manifests/"] = 200, {}, manifest
+    refused(registry, tmp_path / "out", "manifest of .* is|answers with more than")
+
+
+def test_what_is_no_artifact_of_ours_is_said_to_be_that(registry: Hostile, tmp_path: Path) -> None:
+    index = {"schemaVersion": 2, "mediaType": oci.INDEX_TYPE, "manifests": []}
+    registry.replies["GET /v2/one/manifests/"] = 200, {}, json.dumps(index).encode()
+    with pytest.raises(ConfigError, match=r"no artifact of this compiler but 'application/vnd\.oci\.image\.index"):
+        pull(reference(registry), tmp_path / "out")
+
+
+def test_manifest_that_is_not_the_pinned_one_is_refused(registry: Hostile, tmp_path: Path) -> None:
+    serve(registry, *image(("manifest.json", b"{}")))
+    with pytest.raises(IntegrityError, match="gives sha256:"):
+        pull(reference(registry, "@sha256:" + "0" * 64), tmp_path / "out")
+
+
+def test_blob_without_an_end_stops_at_its_announced_size_in_bounded_memory(registry: Hostile, tmp_path: Path) -> None:
+    manifest, blobs = image(("manifest.json", b"{}"), ("model.bin", b"x" * 1000))
+    serve(registry, manifest, blobs)
+    sent = []
+
+    def endless() -> Iterator[bytes]:
+        while True:
+            sent.append(1)
+            yield b"\0" * (1 << 20)
+
+    registry.replies[f"GET /v2/one/blobs/{digest_of(b'x' * 1000)}"] = lambda _got: (200, {}, endless())
+    refused(registry, tmp_path / "out", "model.bin does not match its digest")
+    assert len(sent) < 100
+
+
+def test_artifact_larger_than_allowed_is_not_begun(registry: Hostile, tmp_path: Path) -> None:
+    manifest = image(("manifest.json", b"{}"))[0].replace(b'"size": 2', b'"size": 90000000000')
+    registry.replies["GET /v2/one/manifests/"] = 200, {}, manifest
+    done = command("pull", str(reference(registry)), tmp_path / "out")
+    assert done.code == 2
+    assert "more than the 64,000,000,000 that are allowed" in done.last_lines()[1]
+    done = command("pull", str(reference(registry)), tmp_path / "out", "--max-bytes", "1000TB")
+    assert done.code == 5
+    assert "no space left" in done.last_lines()[1]
+    assert not any("/blobs/" in got.path for got in registry.got)
+
+
+def test_compressed_answers_and_archives_are_never_unpacked(registry: Hostile, tmp_path: Path, canary: Path) -> None:
+    bomb = gzip.compress(b"\0" * (64 << 20))
+    manifest, blobs = image(("manifest.json", b"{}"), ("model.bin", b"\0" * (64 << 20)))
+    serve(registry, manifest, blobs)
+    registry.replies[f"GET /v2/one/blobs/{digest_of(bytes(64 << 20))}"] = 200, {"Content-Encoding": "gzip"}, bomb
+    refused(registry, tmp_path / "out", "model.bin does not match its digest")
+
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        for name, kind, link in (("../canary", tarfile.REGTYPE, ""), ("link", tarfile.SYMTYPE, str(canary))):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, link
+            archive.addfile(member)
+    manifest, blobs = image(("manifest.json", b"{}"), ("layer.tar.gz", packed.getvalue()))
+    manifest = manifest.replace(b"application/octet-stream", b"application/vnd.oci.image.layer.v1.tar+gzip")
+    serve(registry, manifest, blobs)
+    refused(registry, tmp_path / "out", "manifest")
+
+
+def test_memory_stays_small_whatever_the_size_of_a_file(registry: Hostile, tmp_path: Path) -> None:
+    size = 300 << 20
+    manifest = image(("manifest.json", b"{}"), ("model.bin", b"1"))[0]
+    digest = digest_of(b"1")
+    manifest = manifest.replace(b'"size": 1,', f'"size": {size},'.encode())
+    registry.replies["GET /v2/one/manifests/"] = 200, {}, manifest
+    serve(registry, manifest, {digest_of(b"{}"): b"{}"})
+    registry.replies[f"GET /v2/one/blobs/{digest}"] = lambda _got: (
+        200, {}, (bytes(1 << 20) for _ in range(300)),
+    )  # fmt: skip
+    script = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (600 << 20,) * 2)\n"
+        "from compiler.__main__ import main; sys.exit(main())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, "pull", str(reference(registry)), str(tmp_path / "out")],
+        env=environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 6, done.stderr
+    assert "model.bin does not match its digest" in done.stderr
+
+
+# -- where it leads ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["http://169.254.169.254/latest/meta-data", "https://169.254.169.254/", "https://10.0.0.1/", "https://192.168.1.1/x",
+     "https://[fd00::1]/", "https://[::ffff:10.0.0.1]/", "https://100.64.0.1/", "https://0.0.0.0/", "file:///etc/passwd",
+     "http://example.com/", "ftp://127.0.0.1/", "https://user:pw@127.0.0.1/", "//169.254.169.254/x"],
+)  # fmt: skip
+def test_redirect_out_of_the_registrys_own_network_is_not_followed(
+    registry: Hostile, tmp_path: Path, place: str
+) -> None:
+    manifest, _ = image(("manifest.json", b"{}"))
+    registry.replies["GET /v2/one/manifests/"] = 200, {}, manifest
+    registry.replies["GET /v2/one/blobs/"] = 307, {"Location": place}, b""
+    refused(registry, tmp_path / "out", "leads to|without TLS")
+
+
+def test_redirects_without_end_are_not_followed_on(registry: Hostile, tmp_path: Path) -> None:
+    registry.replies["GET /v2/one/"] = 307, {"Location": "/v2/one/more"}, b""
+    refused(registry, tmp_path / "out", "leads on and on")
+    assert len(registry.got) < 20
+
+
+def basic(registry: Hostile, folder: Path, monkeypatch: pytest.MonkeyPatch, *hosts: str) -> None:
+    """Keeps the credentials planted:secret for hosts, and lets the registry ask for them."""
+    kept = {host: {"auth": base64.b64encode(b"planted:secret").decode()} for host in hosts}
+    (folder / "docker").mkdir()
+    (folder / "docker/config.json").write_text(json.dumps({"auths": kept}))
+    monkeypatch.setenv("DOCKER_CONFIG", str(folder / "docker"))
+
+
+def asking(challenge: str, otherwise: Reply) -> Callable[[Got], Reply]:
+    """Answers 401 until the request has credentials."""
+
+    def reply(got: Got) -> Reply:
+        if "Authorization" in got.headers:
+            return otherwise
+        return 401, {"WWW-Authenticate": challenge}, b""
+
+    return reply
+
+
+def test_credentials_do_not_follow_a_redirect_to_another_origin(
+    registry: Hostile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    basic(registry, tmp_path, monkeypatch, registry.host)
+    with hostile() as other:
+        manifest, _ = image(("manifest.json", b"{}"))
+        registry.replies["GET /v2/one/manifests/"] = asking('Basic realm="x"', (200, {}, manifest))
+        registry.replies["GET /v2/one/blobs/"] = 307, {"Location": f"http://{other.host}/stored"}, b""
+        other.replies["GET /stored"] = 401, {"WWW-Authenticate": 'Basic realm="x"'}, b""
+        with pytest.raises(StepError):
+            pull(reference(registry), tmp_path / "out")
+        assert any("Authorization" in got.headers for got in registry.got)
+        assert other.got
+        assert not any("Authorization" in got.headers for got in other.got)
+
+
+def test_credentials_are_not_given_to_a_token_service_of_another_origin(
+    registry: Hostile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with hostile() as other:
+        basic(registry, tmp_path, monkeypatch, registry.host)
+        challenge = f'Bearer realm="http://{other.host}/token",service="x"'
+        registry.replies["GET /v2/one/"] = asking(challenge, (404, {}, b""))
+        other.replies["GET /token"] = 401, {}, b""
+        with pytest.raises(ConfigError, match=f"no credentials for it|{other.host}, where .* asks for credentials"):
+            pull(reference(registry), tmp_path / "out")
+        assert [got.path.partition("?")[0] for got in other.got] == ["/token"]
+        assert not any("Authorization" in got.headers for got in other.got)
+
+
+def test_token_is_fetched_with_the_credentials_of_its_own_origin(
+    registry: Hostile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with hostile() as other:
+        basic(registry, tmp_path, monkeypatch, other.host)
+        registry.replies["GET /v2/one/tags/"] = asking(
+            f'Bearer realm="http://{other.host}/token",service="svc",scope="any"', (200, {}, b'{"tags": ["v1"]}')
+        )
+        other.replies["GET /token"] = 200, {}, b'{"token": "short-lived"}'
+        assert connect(reference(registry)).tags() == ["v1"]
+        assert "scope=repository%3Aone%3Apull" in other.got[0].path
+        assert other.got[0].headers["Authorization"].startswith("Basic ")
+        assert registry.got[-1].headers["Authorization"] == "Bearer short-lived"
+
+
+def test_token_service_in_another_network_is_not_asked(registry: Hostile, tmp_path: Path) -> None:
+    registry.replies["GET /v2/one/"] = 401, {"WWW-Authenticate": 'Bearer realm="https://169.254.169.254/token"'}, b""
+    refused(registry, tmp_path / "out", "leads to 169.254.169.254, which is a link-local address")
+
+
+@pytest.mark.parametrize(
+    "foreign", ["http://{other}/upload", "https://example.com/upload", "http://127.0.0.1:1/upload"]
+)
+def test_upload_is_not_sent_where_a_foreign_location_says(registry: Hostile, tmp_path: Path, foreign: str) -> None:
+    with hostile() as other:
+        location = foreign.format(other=other.host)
+        registry.replies["POST /v2/one/blobs/uploads/"] = 202, {"Location": location}, b""
+        with pytest.raises(IntegrityError, match="wants the artifact sent to"):
+            send(
+                connect(reference(registry), writing=True), [Layer("one", "text/plain", b"secret weights")], {}, ["one"]
+            )
+        assert not other.got
+        assert not any(b"secret weights" in got.body for got in registry.got)
+
+
+def test_tags_are_listed_from_the_registry_itself_page_by_page(registry: Hostile) -> None:
+    with hostile() as other:
+        link = {"Link": f'<http://{other.host}/v2/one/tags/list?last=b>; rel="next"'}
+        registry.replies["GET /v2/one/tags/list"] = 200, link, json.dumps({"tags": ["a", "../b", 7, "b"]}).encode()
+        registry.replies["GET /v2/one/tags/list?n=1000&last=b"] = 200, {}, b'{"tags": ["c"]}'
+        assert connect(reference(registry)).tags() == ["a", "b", "c"]
+        assert not other.got
+
+
+def test_history_of_a_registry_does_not_steer_the_terminal(registry: Hostile) -> None:
+    nasty = "\x1b]0;owned\x07\x1b[2J"
+    manifest = image(
+        ("manifest.json", b"{}"),
+        annotations={"org.opencontainers.image.version": nasty, "target-model-compiler.model": nasty},
+    )[0]
+    registry.replies["GET /v2/one/tags/list"] = 200, {}, b'{"tags": ["one"]}'
+    registry.replies["GET /v2/one/manifests/"] = 200, {}, manifest
+    done = command("history", f"oci://{registry.host}/one")
+    assert done.code == 0, done.err
+    assert "\x1b" not in done.out
+    assert versions(connect(reference(registry)))[0]["version"] == nasty
+
+
+def test_what_a_registry_says_is_shortened_and_made_printable(registry: Hostile) -> None:
+    error = json.dumps({"errors": [{"code": "DENIED", "message": "\x1b[31m" + "x" * 5000}]}).encode()
+    registry.replies["GET /v2/one/manifests/"] = 418, {}, error
+    done = command("pull", str(reference(registry)), "nowhere")
+    assert done.code == 5
+    assert "HTTP 418: DENIED" in done.err
+    assert "\x1b" not in done.err
+    assert max(map(len, done.err.splitlines())) < 400
+
+
+def test_host_other_than_this_machine_is_never_asked_without_tls(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, int]] = []
+
+    def no_connection(address: tuple[str, int], *_: object, **__: object) -> None:
+        asked.append(address)
+        raise ConnectionResetError
+
+    monkeypatch.setattr("socket.create_connection", no_connection)
+    monkeypatch.setattr("compiler.registries.addresses.resolve", lambda _host, _port: ["93.184.215.14"])
+    monkeypatch.setattr("compiler.registries.patience.Patience.wait", lambda _self, error: (_ for _ in ()).throw(error))
+    with pytest.raises(Broken):
+        connect(parse("oci://registry.test/one")).tags()
+    assert {port for _, port in asked} == {443}
+
+
+# -- layouts that somebody handed over ---------------------------------------------------------------------------------
+
+
+def test_links_in_a_layout_are_not_followed(tmp_path: Path, first: First, canary: Path) -> None:
+    home = first.project.artifacts / "nullmodel/nulltarget/latest"
+    assert command("publish", home, f"file:{tmp_path}/layout").code == 0
+    layout = tmp_path / "layout"
+    layer = resolve(connect(parse(f"file:{layout}")), parse(f"file:{layout}")).layers[1]
+    blob = layout / "blobs/sha256" / layer.digest.removeprefix("sha256:")
+    blob.rename(tmp_path / "elsewhere")
+    blob.symlink_to(tmp_path / "elsewhere")  # its content is even right
+    done = command("pull", f"file:{layout}", tmp_path / "out")
+    assert done.code == 6
+    assert "is a link" in done.last_lines()[1]
+    assert not (tmp_path / "out").exists()
+    (layout / "index.json").rename(tmp_path / "index.json")
+    (layout / "index.json").symlink_to(tmp_path / "index.json")
+    assert command("history", f"file:{layout}").code == 6
+
+
+def test_folder_that_is_no_layout_is_not_written_to(tmp_path: Path, first: First) -> None:
+    home = first.project.artifacts / "nullmodel/nulltarget/latest"
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis/chapter1").write_text("words")
+    for verb in (("publish", home, f"file:{tmp_path}/thesis"), ("pull", f"file:{tmp_path}/thesis", tmp_path / "out")):
+        done = command(*verb)
+        assert done.code == 2
+        assert "is no OCI image layout" in done.last_lines()[1]
+    assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["chapter1"]
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"manifests": [{"digest": 7}]}', '{"manifests": 7}', "\xff"])
+def test_index_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+    (tmp_path / "index.json").write_text(text)
+    with pytest.raises(IntegrityError, match="no index of an OCI image layout"):
+        Layout(tmp_path).tags()
+
+
+# -- references, addresses ------------------------------------------------------------------------------------
+
+HOSTS = st.sampled_from(["registry.test", "localhost:5000", "127.0.0.1:5000", "[::1]:5000", "a-b.example:443"])
+REPOSITORIES = st.from_regex(r"[a-z0-9]{1,5}([._-][a-z0-9]{1,5}){0,2}(/[a-z0-9]{1,5}){0,2}", fullmatch=True)
+TAGS = st.none() | st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,20}", fullmatch=True)
+DIGESTS = st.none() | st.from_regex(r"sha256:[0-9a-f]{64}", fullmatch=True)
+
+
+@given(HOSTS, REPOSITORIES, TAGS, DIGESTS)
+def test_reference_to_a_registry_is_read_as_it_is_written(
+    host: str, repository: str, tag: str | None, digest: str | None
+) -> None:
+    made = Reference("oci", host, repository, tag, digest)
+    assert parse(str(made)) == made
+
+
+@given(
+    st.from_regex(r"(/?[A-Za-z0-9._ -]{1,8}){1,3}", fullmatch=True).filter(lambda p: not p.endswith("/")), TAGS, DIGESTS
+)
+def test_reference_to_a_layout_is_read_as_it_is_written(path: str, tag: str | None, digest: str | None) -> None:
+    made = Reference("file", path, tag=tag, digest=digest)
+    assert parse(str(made)) == made
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "file:", "oci://", "oci://host", "oci://host/", "oci://host/UPPER", "oci://host/a//b", "oci://host/a:",
+     "oci://host/a:-x", "oci://host/a@sha256:abc", "oci://host:99999/a", "oci://ho st/a", "oci://host/../a",
+     "oci://host/a?b=c", "https://host/a", "oci:host/a", "file:x@sha256:1"],
+)  # fmt: skip
+def test_what_is_no_reference_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError):
+        parse(text)
+
+
+def test_password_in_a_reference_is_refused_and_not_repeated() -> None:
+    for text in ("oci://user:hunter2@host/repo", "https://user:hunter2@host/repo"):
+        with pytest.raises(ConfigError) as caught:
+            parse(text)
+        assert "hunter2" not in str(caught.value) + caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("8.8.8.8", "public"), ("2001:4860:4860::8888", "public"), ("127.0.0.1", "loopback"), ("::1", "loopback"),
+        ("127.8.8.8", "loopback"), ("::ffff:127.0.0.1", "loopback"), ("10.1.2.3", "private"), ("172.16.0.1", "private"),
+        ("192.168.0.1", "private"), ("100.64.0.1", "private"), ("fd12::1", "private"), ("::ffff:10.0.0.1", "private"),
+        ("64:ff9b::a00:1", "private"), ("2002:a00:1::", "private"), ("169.254.169.254", "link-local"),
+        ("fe80::1%eth0", "link-local"), ("0.0.0.0", "reserved"), ("::", "reserved"), ("224.0.0.1", "reserved"),
+    ],
+)  # fmt: skip
+def test_range_of_an_address(address: str, expected: str) -> None:
+    assert range_of(address) == expected
+
+
+@pytest.mark.parametrize("home", ["public", "private", "loopback", "link-local"])
+def test_registry_leads_to_the_public_and_to_its_own_range_only(home: str) -> None:
+    places = {"public": "8.8.8.8", "private": "10.0.0.1", "loopback": "127.0.0.1", "link-local": "169.254.1.1"}
+    for name, address in places.items():
+        if name in ("public", home):
+            check_reachable("somewhere", [address], home)
+        else:
+            with pytest.raises(IntegrityError, match=f"a {name} address"):
+                check_reachable("somewhere", ["8.8.8.8", address], home)  # one bad among good ones is enough
+
+
+@pytest.mark.parametrize(
+    "url", ["https://[::1", "https://a:b/", "http:///x", "javascript:1", "https://a b/", "https://a/\r\nX: y"]
+)
+def test_what_is_no_web_address_is_not_led_to(url: str) -> None:
+    with pytest.raises(IntegrityError):
+        origin_of(url)
