@@ -19,8 +19,8 @@ def sign(folder: Path, signature: Path, key: Path, certificates: Sequence[Path] 
     """Writes a signature over every file in `folder` but `model.sig` itself to the file `signature`.
 
     `key` is a private key (PEM, on P-256, P-384 or P-521); the password of an encrypted one is in the variable
-    MODEL_COMPILER_KEY_PASSWORD. `certificates` (PEM) begin with the one for the key; what follows leads to a root. With
-    them the signature carries the certificates, without them it names the public key.
+    MODEL_COMPILER_KEY_PASSWORD. `certificates` (PEM) begin with the one for the key; what follows leads to a root.
+    With them the signature carries the certificates, without them it names the public key.
 
     Raises:
         IntegrityError: the folder is not what its manifest says: that is not signed.

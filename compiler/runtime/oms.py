@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 SIGNATURE = "model.sig"
+UNSAID = {"InvalidSignature": "what it lists was not signed with the key that it names"}
+"""Errors of the library that have no text."""
 
 
 class UsageError(Exception):
@@ -39,7 +41,7 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
     except UsageError as error:
         return {"error": "usage", "what": str(error)}
     except Exception as error:
-        return {"error": "refused", "what": f"{type(error).__name__}: {error}"}
+        return {"error": "refused", "what": str(error) or UNSAID.get(type(error).__name__, type(error).__name__)}
 
 
 def _version() -> dict[str, Any]:

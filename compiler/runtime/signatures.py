@@ -126,8 +126,7 @@ def ask(request: Mapping[str, Any], size: int = 0) -> dict[str, Any]:
 
     Raises:
         ConfigError: a key or certificate cannot be used.
-        MissingToolError: `model-signing` is nowhere, or cannot be started.
-        IntegrityError: no answer came.
+        MissingToolError: `model-signing` is nowhere, cannot be started, or does not answer.
     """
     command, environment = _command()
     limit = LEAST_SECONDS + size / SLOWEST_BYTES_PER_S
@@ -137,14 +136,18 @@ def ask(request: Mapping[str, Any], size: int = 0) -> dict[str, Any]:
             env=environment, timeout=limit, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        raise IntegrityError(f"model-signing did not answer within {limit:.0f} s", fix="look at the disk") from None
+        raise MissingToolError(
+            f"{command[0]} did not answer within {limit:.0f} s", fix=f"look at the disk, or correct {PYTHON}"
+        ) from None
     except OSError as error:
         raise MissingToolError(f"{command[0]} cannot be started: {error.strerror}", fix=INSTALL) from None
     try:
         answer: dict[str, Any] = json.loads(done.stdout)
     except ValueError:
         last = (done.stderr.strip().splitlines() or ["nothing"])[-1]
-        raise IntegrityError(f"model-signing ended with {done.returncode}: {_short(last)}", fix=INSTALL) from None
+        raise MissingToolError(
+            f"{command[0]} cannot run model-signing, it ended with {done.returncode}: {_short(last)}", fix=INSTALL
+        ) from None
     what = _short(str(answer.get("what", "")))
     if answer.get("error") == "usage":
         raise ConfigError(what, fix="docs/trust.md says how keys and certificates are made")
@@ -179,7 +182,7 @@ def available() -> tuple[bool, str]:
     try:
         command, _ = _command()
         return True, f"model-signing {ask({'do': 'version'})['version']} in {command[0]}"
-    except (MissingToolError, IntegrityError) as error:
+    except MissingToolError as error:
         return False, f"{error.what}: {error.fix}"
 
 
