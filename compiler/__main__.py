@@ -26,7 +26,7 @@ VERBS = {
     "rebuild": "builds again from an artifact's manifest alone and compares the portable files",
     "store": "looks after stored results: ls, gc, fsck",
 }
-BUILD_PACKAGES = ("hydra", "omegaconf", "rich", "numpy", "yaml")
+BUILD_PACKAGES = ("hydra", "omegaconf", "rich", "numpy", "yaml", "jinja2", "markupsafe")
 HYDRA_FLAGS = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--package", "-p", "--shell-completion", "-sc")
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compiler.errors import CompilerError, ConfigError, did_you_mean
+from compiler.terminal import printable
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,12 @@ def parse_config_arguments(verb: str, doc: str, arguments: list[str]) -> ConfigA
 def print_error(error: CompilerError) -> None:
     """Details, then what to do, then the cause on the last line of standard error."""
     for line in error.details:
-        print(f"  {line}", file=sys.stderr)
+        print(f"  {_shown(line)}", file=sys.stderr)
     if error.fix:
-        print(f"try: {error.fix}", file=sys.stderr)
-    print(f"error: {error.what}", file=sys.stderr, flush=True)
+        print(f"try: {_shown(error.fix)}", file=sys.stderr)
+    print(f"error: {_shown(error.what)}", file=sys.stderr, flush=True)
+
+
+def _shown(text: str) -> str:
+    """Names of files and words of manifests are in errors: they steer no terminal and make no lines."""
+    return str(printable(" ".join(text.splitlines()).replace("\t", " ")))
