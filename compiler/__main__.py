@@ -29,7 +29,7 @@ VERBS = {
     "history": "the versions in a repository of a registry",
     "store": "looks after stored results: ls, gc, fsck",
 }
-BUILD_PACKAGES = ("hydra", "omegaconf", "rich", "numpy", "yaml")
+BUILD_PACKAGES = ("hydra", "omegaconf", "rich", "numpy", "yaml", "jinja2", "markupsafe")
 HYDRA_FLAGS = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--package", "-p", "--shell-completion", "-sc")
 
 

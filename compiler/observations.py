@@ -20,7 +20,9 @@ from compiler.bundle import Entry
 from compiler.canonical import file_digest
 from compiler.disk import write_atomically
 from compiler.errors import ConfigError, IntegrityError
+from compiler.runtime.inert import describe_arrays, load_array, read_json
 from compiler.runtime.measure import RAW, RESULT
+from compiler.runtime.names import check_id
 from compiler.runtime.trust import check
 from compiler.runtime.verify import MANIFEST, SIDECARS, read_manifest
 from compiler.stages._measurement import artifact_files, entry_of, images_of
@@ -30,6 +32,7 @@ from compiler.store.records import read_sealed
 HOME = ".observations"
 OBSERVATION = "observation.json"
 LARGEST_RESULT = 256 << 20
+LARGEST_FIGURE = 1e15
 DEFAULT_PROTOCOL = {
     "rounds": 6, "max_rounds": 20, "min_calls": 100, "min_seconds": 1.0, "max_seconds": 240.0,
     "seed": 0,
@@ -136,6 +139,7 @@ class _Chosen:
 
 
 def _open(path: Path, runtimes: tuple[str, ...], everything: bool = False) -> _Chosen:
+    from compiler.runtime import claims
     from compiler.runtime.loader import allowed_options
 
     folder, _ = read_manifest(path)
@@ -143,7 +147,10 @@ def _open(path: Path, runtimes: tuple[str, ...], everything: bool = False) -> _C
     row = next((c for c in manifest["candidates"] if c["id"] == manifest["selected"]), None)
     if row is None:
         raise ConfigError(f"{path} has no selected candidate", fix="see why: python -m compiler show PATH")
+    claims.check(manifest)
     store = store_of(folder, manifest)
+    if store is None:
+        claims.check_format(row["runtime"], next(f["path"] for f in manifest["files"] if f["role"] == "model"))
     options = dict(row["options"]) if store else allowed_options(row, runtimes)
     beside = [c["result"] for c in manifest["candidates"] if everything or c["id"] == manifest["baseline"]]
     results = _results(store, manifest, dict.fromkeys(["samples", *beside])) if store else {}
@@ -162,9 +169,18 @@ def append(folder: Path, manifest: Mapping[str, Any], out: Path, when: datetime 
     for name in (RESULT, RAW):
         if not (out / name).is_file():
             raise ConfigError(f"there is no {name} in {out}", fix="give the folder that the measurement wrote")
+        if (out / name).is_symlink():  # it could lead to any file of this machine
+            raise IntegrityError(f"{name} in {out} is a link", fix="fetch the files themselves")
         if (out / name).stat().st_size > LARGEST_RESULT:
             raise IntegrityError(f"{name} in {out} is larger than a measurement is", fix="measure again")
     result = _read_result(out / RESULT, str(manifest["selected"]))
+    try:
+        if any(dtype != "int64" for _, dtype in describe_arrays(out / RAW, LARGEST_RESULT).values()):
+            raise ValueError("it holds other than times")
+    except ValueError as error:
+        raise IntegrityError(
+            f"{out / RAW} holds no times: {error}"[:300], fix="measure this artifact's own bundle"
+        ) from None
     model = next(file["sha256"] for file in manifest["files"] if file["role"] == "model")
     if result["artifacts"][manifest["selected"]] != model:
         raise IntegrityError(
@@ -244,23 +260,50 @@ def _images(samples: Path | None, stored: Result | None) -> Any:
             )
         return images_of(stored.path)
     try:
-        images = np.load(samples, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        images = load_array(samples)
+    except ValueError as error:
         raise ConfigError(f"cannot read {samples}: {error}", fix="give a .npy file of numbers") from None
-    if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.ndim != 4 or not len(images):
+    if images.dtype != np.uint8 or images.ndim != 4 or not len(images):
         raise ConfigError(f"{samples} holds no images", fix="give uint8 RGB of shape (n, height, width, 3)")
     return images[: bundle.SAMPLE_COUNT]
 
 
 def _read_result(file: Path, selected: str) -> dict[str, Any]:
     try:
-        result: dict[str, Any] = json.loads(file.read_text())
-        figures = result["candidates"][selected]
-        float(figures["latency_ms"]["p50"]), [float(v) for v in figures["latency_ms"]["ci95"]]
-        str(result["host"]["fingerprint"]), dict(result["protocol"])
-        str(result["artifacts"][selected]), float(result["reference_drift"]), str(result["speedup_reference"])
-    except (ValueError, KeyError, TypeError, RecursionError, UnicodeDecodeError) as error:
+        result: dict[str, Any] = read_json(file)
+        for name, row in result["candidates"].items():
+            check_id(name)
+            _check_figures(row)
+        host = result["host"]
+        if not all(isinstance(host[name], str) for name in ("fingerprint", "cpu_model", "arch")):
+            raise TypeError("the host")
+        _check_numbers(host["cores"], result["reference_drift"])
+        dict(result["protocol"])
+        if not isinstance(result["artifacts"][selected], str) or selected not in result["candidates"]:
+            raise TypeError("the artifact")
+        check_id(result["speedup_reference"])
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise IntegrityError(
             f"{file} is no measurement of {selected} ({error!r})"[:300], fix="measure this artifact's own bundle"
         ) from None
     return result
+
+
+def _check_figures(row: Mapping[str, Any]) -> None:
+    """What tables and pages read of a candidate's figures."""
+    latency = row["latency_ms"]
+    low, high = latency["ci95"]
+    _check_numbers(latency["p50"], latency["p95"], low, high, row["speedup"], *(row["speedup_ci95"] or ()))
+    if row["speedup_ci95"] is not None and len(row["speedup_ci95"]) != 2:
+        raise ValueError("an interval has two ends")
+    reasons = latency["unstable_reasons"]
+    if type(latency["stable"]) is not bool or not isinstance(reasons, list):
+        raise TypeError("whether it is stable")
+    if not all(isinstance(reason, str) for reason in reasons):
+        raise TypeError("a reason is no text")
+
+
+def _check_numbers(*values: Any) -> None:
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < LARGEST_FIGURE:
+            raise TypeError(f"{value!r} is no figure"[:100])

@@ -20,7 +20,7 @@ from compiler.keys.tools import tool_version
 from compiler.outcome import Watcher
 from compiler.plan import Plan, check_tools, make_plan
 from compiler.runner import Runner
-from compiler.schema import Config
+from compiler.schema import Config, Executor
 from compiler.stage import FACTS
 from compiler.stages.calibrate import RECORD
 from compiler.store import Store
@@ -54,6 +54,7 @@ def rebuild(manifest: Mapping[str, Any], own_code: bool, watcher: Watcher) -> li
         CompilerError: a step failed, or a tool lacks.
     """
     config = revive(manifest["config"])
+    config.executor = Executor(environment=config.executor.environment)  # how much of this machine is no manifest's say
     if not own_code:
         _refuse_code(config)
     if manifest["selected"] not in config.candidates:

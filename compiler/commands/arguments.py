@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compiler.errors import CompilerError, ConfigError, did_you_mean
+from compiler.terminal import printable
 
 if TYPE_CHECKING:
     from compiler.runtime.policy import Policy
@@ -118,7 +119,12 @@ def parse_size(text: str) -> int:
 def print_error(error: CompilerError) -> None:
     """Details, then what to do, then the cause on the last line of standard error."""
     for line in error.details:
-        print(f"  {line}", file=sys.stderr)
+        print(f"  {_shown(line)}", file=sys.stderr)
     if error.fix:
-        print(f"try: {error.fix}", file=sys.stderr)
-    print(f"error: {error.what}", file=sys.stderr, flush=True)
+        print(f"try: {_shown(error.fix)}", file=sys.stderr)
+    print(f"error: {_shown(error.what)}", file=sys.stderr, flush=True)
+
+
+def _shown(text: str) -> str:
+    """Names of files and words of manifests are in errors: they steer no terminal and make no lines."""
+    return str(printable(" ".join(text.splitlines()).replace("\t", " ")))

@@ -71,7 +71,7 @@ def run(arguments: list[str]) -> int:
             "notes": notes,
             "gates": findings,
         }
-        print(json.dumps(record, indent=1, ensure_ascii=False))
+        print(json.dumps(record, indent=1))
     else:
         _print(first, second, rows, notes)
     _gate(findings, given.strict, paths[0])

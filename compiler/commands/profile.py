@@ -55,7 +55,7 @@ def run(arguments: list[str]) -> int:
     with bundled as (bundle, manifest), turn(True, lambda what: print(what, file=sys.stderr, flush=True)):
         file, profile = profile_bundle(bundle, manifest, folder.parent / HOME / folder.name, given.calls, allowed)
     if given.json:
-        print(json.dumps(profile, indent=1, ensure_ascii=False))
+        print(json.dumps(profile, indent=1))
         return 0
     from compiler.profilers.report import print_profile
 

@@ -11,6 +11,7 @@ from compiler.commands.arguments import parser
 from compiler.errors import ConfigError, IntegrityError
 from compiler.runtime.trust import check
 from compiler.runtime.verify import local_folder
+from compiler.terminal import printable
 
 
 def run(arguments: list[str]) -> int:
@@ -31,7 +32,7 @@ def run(arguments: list[str]) -> int:
         with watcher() as watching:
             compared = rebuild.rebuild(manifest, given.own_code, watching)
         changed = rebuild.differences(manifest)
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, RecursionError, OSError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, OSError) as error:
         raise IntegrityError(
             f"the manifest at {given.path} cannot be rebuilt from: {error!r}"[:300], fix="fetch or build it again"
         ) from error
@@ -39,7 +40,7 @@ def run(arguments: list[str]) -> int:
         print(rebuild.report(compared))
     else:
         for item in compared:
-            print(f"{item.path}: {'same bytes' if item.same else 'differs'}")
+            print(f"{printable(item.path)}: {'same bytes' if item.same else 'differs'}")
     differing = [item for item in compared if not item.same]
     if differing:
         why = f"here differ: {', '.join(changed)}" if changed else "versions, interpreter and CPU features are the same"

@@ -20,7 +20,7 @@ def run(arguments: list[str]) -> int:
     given = options.parse_args(arguments)
     folder, manifest = read_manifest(local_folder(given.path))
     if given.json:
-        print(json.dumps(manifest, indent=1, ensure_ascii=False))
+        print(json.dumps(manifest, indent=1))
         return 0
     from compiler.observations import listing
     from compiler.report import print_manifest, print_observation
@@ -29,7 +29,7 @@ def run(arguments: list[str]) -> int:
         print_manifest(manifest, folder)
         for record in listing(folder)[-SHOWN:]:
             print_observation(record, manifest)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
         raise IntegrityError(
             f"{folder}/manifest.json is not a manifest ({error!r})"[:300], fix="fetch or build it again"
         ) from None

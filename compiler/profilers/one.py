@@ -47,11 +47,10 @@ def observe(bundle: Path, candidate: str, out: Path, calls: int) -> dict[str, An
     cores = sorted(os.sched_getaffinity(0))[:threads]
     os.sched_setaffinity(0, cores)
 
-    import numpy as np
-
+    from compiler.runtime.inert import LARGEST_ARRAYS, load_array
     from compiler.runtime.session import open_model
 
-    images = np.load(inside(bundle, "samples.npy"), allow_pickle=False)
+    images = load_array(inside(bundle, "samples.npy"), LARGEST_ARRAYS)
     path = inside(bundle, entry["file"])
     options = {**entry["options"], "threads": len(cores)}
     session = open_model(entry["runtime"], path, options)

@@ -174,8 +174,10 @@ class Http:
     def _once(connection: Any, method: str, origin: Origin, path: str, sent: Any, body: Any) -> Answer:
         try:
             connection.request(method, path, body=body, headers=sent)
-        except (BrokenPipeError, ConnectionResetError) as error:  # it may have answered before it had read everything
-            try:
+        except (BrokenPipeError, ConnectionResetError) as error:
+            if connection.sock is None:
+                raise
+            try:  # it may have answered before it had read everything
                 return Answer(origin, connection.getresponse(), connection)
             except (http.client.HTTPException, OSError):
                 raise error from None

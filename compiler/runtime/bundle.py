@@ -9,12 +9,13 @@ compiler/...      this runtime, so that a host needs nothing of ours installed:
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from compiler.canonical import digest, file_digest
 from compiler.errors import ConfigError, IntegrityError
+from compiler.runtime.inert import read_json
+from compiler.runtime.names import SHIPPED, check_id
 
 SPEC = "bundle.json"
 SAMPLES = "samples.npy"
@@ -37,13 +38,15 @@ def read(bundle: Path) -> dict[str, Any]:
         raise ConfigError(f"there is no {SPEC} in {bundle}", fix="give the folder of a measurement bundle")
     fix = "write the bundle again"
     try:
-        spec: dict[str, Any] = json.loads(file.read_text())
+        spec: dict[str, Any] = read_json(file)
         if spec["schema_version"] != BUNDLE_VERSION:
             raise ValueError(f"schema_version {BUNDLE_VERSION} is what this version reads")
         files = {str(name): str(value) for name, value in spec["files"].items()}
         names = [str(entry["id"]) for entry in spec["candidates"]]
+        for name in names:
+            check_id(name)
         opened = [str(entry["file"]) for entry in spec["candidates"] if entry["id"] != REFERENCE]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise IntegrityError(f"{file} is not a bundle's description ({error!r})"[:300], fix=fix) from None
     if len(set(names)) != len(names):
         raise IntegrityError(f"{file} names a candidate twice", fix=fix)
@@ -53,7 +56,7 @@ def read(bundle: Path) -> dict[str, Any]:
             raise IntegrityError(f"{file} names the file {name!r}", fix="do not run this bundle")
     for name, wanted in sorted(files.items()):
         path = bundle / name
-        if not path.is_file() or path.is_symlink():
+        if not path.is_file() or path.resolve() != bundle.resolve() / name:
             raise IntegrityError(f"{name} is missing from the bundle", fix=fix)
         if file_digest(path) != wanted:
             raise IntegrityError(f"{name} in the bundle does not match its SHA-256", fix=fix)
@@ -61,6 +64,24 @@ def read(bundle: Path) -> dict[str, Any]:
         if name not in files:
             raise IntegrityError(f"{name} is opened but has no digest", fix="do not run this bundle")
     return spec
+
+
+def check_code(spec: dict[str, Any], allowed: tuple[str, ...]) -> None:
+    """A bundle from elsewhere may choose among our runtimes and networks, and never name other code to be imported.
+
+    `allowed`: modules of one's own.
+
+    Raises:
+        IntegrityError: it names another.
+    """
+    for entry in spec["candidates"]:
+        runtime = str(entry["runtime"])
+        module, own, _ = str(entry["options"].get("architecture", "")).partition(":")
+        code = (module if own else "") if runtime in (*SHIPPED, "pytorch", REFERENCE) else runtime
+        if code and code not in allowed:
+            raise IntegrityError(
+                f"{entry['id']} needs code that is not ours, {code}", fix=f"if you trust it: --runtime {code}"
+            )
 
 
 def identity(spec: dict[str, Any]) -> str:

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compiler.errors import ConfigError, IntegrityError
+from compiler.errors import CompilerError, ConfigError, IntegrityError
 from compiler.registries.reference import is_reference, parse
-from compiler.runtime import preprocess
+from compiler.runtime import claims, preprocess
 from compiler.runtime.host import profile
 from compiler.runtime.names import SHIPPED
-from compiler.runtime.session import Array, open_model
+from compiler.runtime.session import Array, Session, open_model
 from compiler.runtime.trust import Policy, check
 from compiler.runtime.verify import read_manifest
 
@@ -26,28 +26,33 @@ class Model:
     def __init__(
         self, folder: Path, manifest: dict[str, Any], runtimes: tuple[str, ...] = (), batch: int | None = None
     ) -> None:
+        claims.check(manifest)
         chosen = next(c for c in manifest["candidates"] if c["id"] == manifest["selected"])
         self.manifest = manifest
         self.labels: list[str] | None = manifest["labels"]
         self._signature = {**copy.deepcopy(manifest["signature"]), "preprocessing": manifest["preprocessing"]}
         file = next(f["path"] for f in manifest["files"] if f["role"] == "model")
         options = allowed_options(chosen, runtimes)
+        claims.check_format(chosen["runtime"], file)
+        self._runtime = str(chosen["runtime"])
         # tuned on another machine perhaps: never more threads than there are cores here
         options["threads"] = max(1, min(int(options.get("threads", 1)), profile()["cores"]))
         if batch is not None:
             options["batch"] = batch
         streams = max(1, min(int(options.get("streams", 1)), profile()["cores"] // options["threads"]))
-        self._sessions = [open_model(chosen["runtime"], folder / file, options) for _ in range(streams)]
+        self._sessions = [_open(self._runtime, folder / file, options) for _ in range(streams)]
         if options.get("batch") is not None:
             for entry in (*self._signature["inputs"], *self._signature["outputs"]):
                 entry["shape"] = [options["batch"], *entry["shape"][1:]]
         self.batch = int(self._signature["inputs"][0]["shape"][0])
+        claims.check_session(self._sessions[0], self._signature)
 
     def run(self, inputs: list[Array], stream: int = 0) -> list[Array]:
         """One inference, by one of the streams, on tensors of exactly the signature's shapes and dtypes.
 
         Raises:
-            ConfigError: a tensor is missing, or has another shape or dtype than the signature says.
+            ConfigError: a tensor is missing, or has another shape or dtype than the signature says; or the library
+                cannot run the model.
         """
         expected = self._signature["inputs"]
         if len(inputs) != len(expected):
@@ -58,7 +63,17 @@ class Model:
                 raise ConfigError(
                     f"input {entry['name']!r} is {value.dtype} of shape {value.shape}", fix=f"it must be {wanted}"
                 )
-        return self._sessions[stream].run([np.ascontiguousarray(value) for value in inputs])
+        try:
+            outputs = self._sessions[stream].run([np.ascontiguousarray(value) for value in inputs])
+        except CompilerError:
+            raise
+        except Exception as error:  # the libraries' own classes have no other base
+            raise ConfigError(
+                f"{self._runtime} cannot run the model", fix=UNRUNNABLE, details=claims.words(error)
+            ) from error
+        if any(value.ndim == 0 or len(value) != self.batch for value in outputs):
+            raise IntegrityError("the model's output has another batch than its input", fix=claims.FIX)
+        return outputs
 
     def run_batch(self, values: Array) -> list[Array]:
         """Any number of samples, (n, ...) in the signature's dtype, in order, as many at a time as a run takes.
@@ -94,6 +109,18 @@ class Model:
         """Logits, float32 (n, classes), of uint8 RGB images (n, height, width, 3): pre- and postprocessing included."""
         outputs = self.run_batch(preprocess.encode(images, self._signature))
         return preprocess.decode(outputs[0], self._signature["outputs"][0])
+
+
+UNRUNNABLE = "its files match their digests: check the library's version against the manifest's, or fetch it again"
+
+
+def _open(runtime: str, file: Path, options: dict[str, Any]) -> Session:
+    try:
+        return open_model(runtime, file, options)
+    except CompilerError:
+        raise
+    except Exception as error:  # the libraries' own classes have no other base
+        raise ConfigError(f"{runtime} cannot open {file.name}", fix=UNRUNNABLE, details=claims.words(error)) from error
 
 
 def allowed_options(chosen: dict[str, Any], runtimes: tuple[str, ...]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Measures the candidates of a bundle against each other, in interleaved rounds of fresh processes.
 
-    python -m compiler.runtime.measure BUNDLE [OUT]
+    python -m compiler.runtime.measure BUNDLE [OUT] [--runtime MODULE ...]
 
 OUT (by default BUNDLE/out) gets `measurement.json` and `latencies.npz`: every timed call in nanoseconds, int64, an
 array `<candidate>/<round>` and, as `<candidate>/<round>/bursts`, how many calls each of its bursts has.
@@ -298,14 +298,21 @@ class _Rounds:
 
 def main(argv: list[str]) -> int:
     """Command line: measures and prints the result."""
+    from compiler.runtime.bundle import check_code
     from compiler.runtime.depths import measure_bundle
 
+    allowed = []
+    while "--runtime" in argv[:-1]:
+        place = argv.index("--runtime")
+        allowed.append(argv[place + 1])
+        argv = argv[:place] + argv[place + 2 :]
     if not argv or argv[0] in ("-h", "--help") or len(argv) > 2:
         print(__doc__)
         return 0 if argv and argv[0] in ("-h", "--help") else 2
     bundle = Path(argv[0])
     out = Path(argv[1]) if len(argv) > 1 else bundle / "out"
     try:
+        check_code(read(bundle), tuple(allowed))
         out.mkdir(parents=True, exist_ok=True)
         result = measure_bundle(bundle, out, _Rounds().tell)
     except CompilerError as error:

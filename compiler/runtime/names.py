@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,6 +32,18 @@ SHIPPED = {
     "tflite": frozenset({"threads", "batch", "streams"}),
 }
 """Runtimes that an artifact's manifest may name, and the options it may give them: none of them can name code."""
+
+FORMATS = {"null": ".npz", "onnxruntime": ".onnx", "openvino": ".xml", "tflite": ".tflite"}
+"""The one format that an artifact's runtime opens: what a file is called decides in some libraries who parses it."""
+
+ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+"""Candidates' ids become names of folders and arguments of processes."""
+
+
+def check_id(name: Any) -> None:
+    """Raises ValueError where a candidate's id is not one that builds write."""
+    if not isinstance(name, str) or not ID.fullmatch(name):
+        raise ValueError(f"{name!r} is no candidate's id"[:200])
 
 
 def module_of(runtime: str) -> str:

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from compiler.errors import ConfigError
+from compiler.runtime.inert import load_arrays
 from compiler.runtime.session import Array, batch_of, settle, tensor
+
+LARGEST = 256 << 20
 
 
 class NullSession:
     """`weight` float32 (features, classes), `shape` of the input without the batch, `batch` where the file fixes it."""
 
     def __init__(self, path: Path, batch: int | None) -> None:
-        with np.load(path, allow_pickle=False) as stored:
-            self._weight = stored["weight"].astype(np.float32) * stored["scale"]
+        try:
+            stored = load_arrays(path, LARGEST)
+            self._weight = stored["weight"].astype(np.float32) * stored["scale"].reshape(())
             self._shape = tuple(int(n) for n in stored["shape"])
-            self._batch = settle(path, int(stored["batch"]) if "batch" in stored else None, batch)
+            found = int(stored["batch"]) if "batch" in stored else None
+            if self._weight.ndim != 2 or math.prod(self._shape) != len(self._weight):
+                raise ValueError("the weights do not fit the input's shape")
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"cannot open {path.name}: {error}"[:300], fix="build or fetch it again") from None
+        self._batch = settle(path, found, batch)
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """One inference."""
@@ -36,6 +47,6 @@ def open(path: Path, options: Mapping[str, Any]) -> NullSession:
     """Opens an `.npz` file. `options`: `batch`.
 
     Raises:
-        ConfigError: the file fixes another batch.
+        ConfigError: it is no model, or fixes another batch.
     """
     return NullSession(path, batch_of(options))

@@ -55,6 +55,8 @@ def _session(path: Path, threads: int, dimension: str, batch: int) -> Any:
     options.log_severity_level = 3
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.add_free_dimension_override_by_name(dimension, batch)
+    # data beside the file is confined to its folder by the library itself, from 1.31 on (tests/test_malice.py)
+    options.add_session_config_entry("session.load_model_format", "ONNX")
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 

@@ -20,6 +20,7 @@ class OpenvinoSession:
     def __init__(self, path: Path, threads: int, precision: str, batch: int | None, streams: int) -> None:
         import openvino
 
+        _check_ir(path)
         core = openvino.Core()
         model = core.read_model(str(path))
         first = model.inputs[0].partial_shape[0]
@@ -71,6 +72,18 @@ class OpenvinoSession:
             "inputs": [tensor(p.get_any_name(), p.element_type.to_dtype(), p.shape) for p in self._model.inputs],
             "outputs": [tensor(p.get_any_name(), p.element_type.to_dtype(), p.shape) for p in self._model.outputs],
         }
+
+
+def _check_ir(path: Path) -> None:
+    """The library tries all its formats on a file, by what is in it; an IR is XML without definitions of its own.
+
+    Raises:
+        ConfigError: the file is something else.
+    """
+    with path.open("rb") as stream:
+        start = stream.read(4096).lstrip()
+    if not start.startswith((b"<?xml", b"<net")) or b"<!" in start:
+        raise ConfigError(f"{path.name} is no OpenVINO IR", fix="build or fetch it again")
 
 
 def open(path: Path, options: Mapping[str, Any]) -> OpenvinoSession:

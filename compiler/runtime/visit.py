@@ -167,11 +167,12 @@ class Visit:
         """Real samples as input tensors; repeated where there are fewer than a batch takes."""
         import numpy as np
 
+        from compiler.runtime.inert import LARGEST_ARRAYS, load_array
         from compiler.runtime.preprocess import encode
 
         if not self._entry["signature"]["inputs"]:
             return [[]]
-        images = np.load(self._bundle / "samples.npy", allow_pickle=False)
+        images = load_array(self._bundle / "samples.npy", LARGEST_ARRAYS)
         count = max(1, len(images) // batch)
         values = encode(images, self._entry["signature"])
         if batch > len(values):
