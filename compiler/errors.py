@@ -51,7 +51,7 @@ class StepError(CompilerError):
 
 
 class IntegrityError(CompilerError):
-    """Something does not match its digest."""
+    """Something does not match its digest or signature, or the user's policy refuses it."""
 
     exit_code = 6
 

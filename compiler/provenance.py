@@ -25,7 +25,7 @@ def statement(manifest: Mapping[str, Any], manifest_sha256: str) -> dict[str, An
     The configuration is as the manifest records it, which has no secrets: none can be read into it.
     """
     environment = manifest["environment"]
-    internal = {name: environment.get(name) for name in ("interpreter", "build_isa", "git_commit", "dirty")}
+    internal = {name: environment.get(name) for name in ("interpreter", "build_isa")}
     files = {file["path"]: file["sha256"] for file in manifest["files"]} | {MANIFEST: manifest_sha256}
     return {
         "_type": STATEMENT_TYPE,
@@ -52,7 +52,9 @@ def _dependencies(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
     environment = manifest["environment"]
     compiler: dict[str, Any] = {"name": DISTRIBUTION, "uri": _purl(DISTRIBUTION, str(environment["compiler"]))}
     if environment.get("git_commit"):
-        compiler["digest"] = {"gitCommit": environment["git_commit"]}
+        compiler |= {
+            "digest": {"gitCommit": environment["git_commit"]}, "annotations": {"dirty": environment.get("dirty")},
+        }  # fmt: skip
     packages = [
         {"name": name, "uri": _purl(name, str(version))} for name, version in sorted(environment["packages"].items())
     ]

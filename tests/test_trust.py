@@ -179,7 +179,7 @@ def test_only_the_signature_catches_a_manifest_that_fits_a_changed_file(signed: 
     (folder / "model.npz").write_bytes((folder / "latencies.npz").read_bytes())
     rewrite(folder, lambda m: None)
     text = refused(folder, "model.npz", policy=signed.policy)
-    assert text == "manifest.json, model.npz is not what was signed"
+    assert text == "model.npz, manifest.json: not what was signed"
     (folder / PROVENANCE).unlink()
     bare = folder / SIGNATURE
     bare.unlink()

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from compiler.errors import ConfigError, IntegrityError, MissingToolError
-from compiler.runtime.verify import SIGNATURE
+from compiler.runtime.verify import MANIFEST, SIDECARS, SIGNATURE
 from compiler.terminal import printable
 
 PYTHON = "MODEL_COMPILER_SIGNING_PYTHON"
@@ -91,14 +91,15 @@ def check_files(bundle: Bundle, digests: Mapping[str, str]) -> None:
         IntegrityError: it is not; the message names the files.
     """
     for what, names in (
-        ("is not what was signed", [n for n in digests if bundle.files.get(n, digests[n]) != digests[n]]),
-        ("is not covered by the signature", [n for n in digests if n not in bundle.files]),
-        ("was signed and is not here", [n for n in bundle.files if n not in digests]),
+        ("not what was signed", [n for n in digests if bundle.files.get(n, digests[n]) != digests[n]]),
+        ("not covered by the signature", [n for n in digests if n not in bundle.files]),
+        ("signed, and not here", [n for n in bundle.files if n not in digests]),
     ):
         if names:
             more = f" (and {len(names) - 3} more)" if len(names) > 3 else ""
-            listed = ", ".join(str(printable(name[:100])) for name in sorted(names)[:3])
-            raise IntegrityError(f"{listed}{more} {what}", fix=FIX)
+            names.sort(key=lambda name: (name in (MANIFEST, *SIDECARS), name))  # what the others follow from first
+            listed = ", ".join(str(printable(name[:100])) for name in names[:3])
+            raise IntegrityError(f"{listed}{more}: {what}", fix=FIX)
 
 
 def verify_bundle(folder: Path, bundle: Bundle, keys: list[Path], certificates: list[Path], size: int) -> str:
