@@ -261,3 +261,23 @@ def test_wheel_brings_its_configuration_and_works_from_any_folder(tmp_path: Path
     assert (tmp_path / "site/compiler/conf/target/rpi4.yaml").is_file()
     assert (tmp_path / "site/compiler/zoo/mobilenetv3_digits.safetensors").is_file()
     assert "samples" in done.stdout
+
+
+@pytest.mark.parametrize("target", ["rpi4", "xeon"])
+def test_what_was_built_runs_the_same_where_there_is_numpy_and_its_library_alone(
+    builds: Builds, tmp_path: Path, target: str
+) -> None:
+    import bases
+
+    from compiler import runtime
+    from compiler.runtime.names import distributions_of
+
+    done = builds(f"target={target}", "evaluate=all")
+    folder = done.manifest_path.parent
+    selected = _row(done.manifest, done.manifest["selected"])
+    python = bases.environment(tmp_path, distributions_of(selected["runtime"]))
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).integers(0, 256, (3, 96, 96, 3), dtype=np.uint8))
+    assert bases.call(python, "verify", folder, cwd=tmp_path).code == 0
+    ran = bases.call(python, "run", folder, "--input", "x.npy", "--output", "y.npy", cwd=tmp_path)
+    assert ran.code == 0, ran.err
+    assert np.array_equal(np.load(tmp_path / "y.npy"), runtime.load(folder).predict(np.load(tmp_path / "x.npy")))

@@ -13,6 +13,8 @@ from conftest import First, Project, command
 
 from compiler.errors import IntegrityError
 from compiler.html import render
+from compiler.observations import append
+from compiler.runtime.verify import read_manifest
 
 SHOWN_TAGS = {
     "html", "head", "meta", "title", "style", "body", "header", "h1", "h2", "p", "span", "div", "section", "table",
@@ -215,6 +217,23 @@ def test_report_writes_beside_the_version_and_leaves_it_alone(built: Project) ->
     assert command("verify", folder).code == 0
     first = file.read_bytes()
     assert command("report", folder).code == 0 and file.read_bytes() == first
+
+
+def test_later_measurements_are_on_the_page(built: Project) -> None:
+    folder = next((built.artifacts / "nullmodel" / "nulltarget").glob("2*"))
+    _, manifest = read_manifest(folder)
+    append(folder, manifest, folder)  # what the build itself measured, taken for a measurement from elsewhere
+    assert command("report", folder).code == 0
+    page = Page((folder.parent / ".observations" / folder.name / "report.html").read_text())
+    assert "Measured again" in page.words and f"speed-ups against {manifest['baseline']}" in page.words
+    record = json.loads(next((folder.parent / ".observations" / folder.name).glob("*/observation.json")).read_text())
+    record["host"]["fingerprint"] = "0" * 16
+    record["candidates"][manifest["selected"]]["latency_ms"] |= {"stable": False, "unstable_reasons": [ATTACK]}
+    words = Page(render(manifest, [record])).words
+    assert "The manifest's figures were taken on another host" in words and "Unstable: " in words
+    del record["host"]["cpu_model"]
+    with pytest.raises(IntegrityError):
+        render(manifest, [record])
 
 
 def test_report_of_a_folder_that_is_in_no_artifacts_folder_wants_a_place(built: Project, tmp_path: Path) -> None:

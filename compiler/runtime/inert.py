@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -25,7 +26,7 @@ KINDS = "biuf"
 """Numbers alone: no objects (which are pickles), no texts, no records."""
 UNREADABLE = (
     OSError, ValueError, TypeError, EOFError, SyntaxError, KeyError, IndexError, RecursionError, MemoryError,
-    OverflowError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error,
+    OverflowError, NotImplementedError, RuntimeError, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 """What `zipfile` and numpy raise on files that are none of theirs."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,10 @@ class Model:
         self.batch = int(self._signature["inputs"][0]["shape"][0])
         claims.check_session(self._sessions[0], self._signature)
 
+    def names(self, kind: str) -> list[str]:
+        """The names of the signature's `inputs` or `outputs`, in order."""
+        return [entry["name"] for entry in self._signature[kind]]
+
     def run(self, inputs: list[Array], stream: int = 0) -> list[Array]:
         """One inference, by one of the streams, on tensors of exactly the signature's shapes and dtypes.
 
@@ -75,8 +80,9 @@ class Model:
             raise IntegrityError("the model's output has another batch than its input", fix=claims.FIX)
         return outputs
 
-    def run_batch(self, values: Array) -> list[Array]:
-        """Any number of samples, (n, ...) in the signature's dtype, in order, as many at a time as a run takes.
+    def run_batch(self, values: Array | Sequence[Array]) -> list[Array]:
+        """Any number of samples, (n, ...) in the signature's dtype, in order, as many at a time as a run takes; a list
+        of such arrays where the model has several inputs.
 
         Where the artifact was tuned for several streams, so many runs are under way at the same time.
 
@@ -85,21 +91,27 @@ class Model:
         Raises:
             ConfigError: the samples do not have the signature's shape or dtype.
         """
-        entry = self._signature["inputs"][0]
-        if values.ndim != len(entry["shape"]) or not len(values):
-            raise ConfigError(
-                f"input {entry['name']!r} has the shape {values.shape}",
-                fix=f"it must be (n, {', '.join(str(n) for n in entry['shape'][1:])}) with n at least 1",
-            )
-        count, lacking = len(values), -len(values) % self.batch
+        given = [values] if isinstance(values, np.ndarray) else list(values)
+        expected = self._signature["inputs"]
+        if len(given) != len(expected):
+            raise ConfigError(f"{len(given)} inputs were given", fix=f"the model takes {len(expected)}")
+        count = len(given[0]) if given[0].ndim else 0
+        for value, entry in zip(given, expected, strict=True):
+            if value.shape[1:] != tuple(entry["shape"][1:]) or not count or value.shape[0] != count:
+                wanted = ", ".join(["n", *(str(n) for n in entry["shape"][1:])])
+                raise ConfigError(
+                    f"input {entry['name']!r} has the shape {tuple(value.shape)}",
+                    fix=f"it must be ({wanted}) with n at least 1 and the same for every input",
+                )
+        lacking = -count % self.batch
         if lacking:
-            values = np.concatenate([values, np.repeat(values[-1:], lacking, axis=0)])
-        chunks = [values[i : i + self.batch] for i in range(0, len(values), self.batch)]
+            given = [np.concatenate([value, np.repeat(value[-1:], lacking, axis=0)]) for value in given]
+        chunks = [[value[i : i + self.batch] for value in given] for i in range(0, count, self.batch)]
         parts: list[list[Array]] = [[] for _ in chunks]
 
         def work(stream: int) -> None:
             for i in range(stream, len(chunks), len(self._sessions)):
-                parts[i] = self.run([chunks[i]], stream)
+                parts[i] = self.run(chunks[i], stream)
 
         with ThreadPoolExecutor(len(self._sessions)) as pool:
             list(pool.map(work, range(len(self._sessions))))
