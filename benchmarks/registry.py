@@ -23,7 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from registry_server import Server  # noqa: E402
+from registry_server import Server
 
 TIMES = 3
 WORK = """
