@@ -20,7 +20,8 @@ from compiler.bundle import Entry
 from compiler.canonical import file_digest
 from compiler.disk import write_atomically
 from compiler.errors import ConfigError, IntegrityError
-from compiler.runtime.inert import describe_arrays, load_array, read_json
+from compiler.foreign_json import read_json
+from compiler.runtime.inert import describe_arrays, load_array
 from compiler.runtime.measure import RAW, RESULT
 from compiler.runtime.names import check_id
 from compiler.runtime.trust import check

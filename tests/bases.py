@@ -46,7 +46,7 @@ def call(python: Path, *arguments: object, cwd: Path) -> Done:
     """`python -m compiler ARGUMENTS` there: nothing of the checkout is on the way."""
     process = subprocess.run(
         [str(python), "-m", "compiler", *map(str, arguments)], capture_output=True, text=True, cwd=cwd, check=False,
-        env={"PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1", "LC_ALL": "C.UTF-8"},
+        env={"PATH": "/usr/bin:/bin", "HOME": str(cwd), "PYTHONDONTWRITEBYTECODE": "1", "LC_ALL": "C.UTF-8"},
     )  # fmt: skip
     return Done(process.returncode, process.stdout, process.stderr)
 

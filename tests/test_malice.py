@@ -17,9 +17,10 @@ from conftest import Done, First, command
 from compiler import runtime
 from compiler.commands import compare, measure, report, run, show, verify
 from compiler.errors import CompilerError, ConfigError, IntegrityError
+from compiler.foreign_json import parse_json, read_json
 from compiler.observations import append
 from compiler.runtime import bundle as bundles
-from compiler.runtime.inert import describe_arrays, load_array, load_arrays, parse_json, read_json
+from compiler.runtime.inert import describe_arrays, load_array, load_arrays
 from compiler.runtime.verify import read_manifest
 
 Change = Callable[[dict[str, Any]], Any]

@@ -263,21 +263,30 @@ def test_wheel_brings_its_configuration_and_works_from_any_folder(tmp_path: Path
     assert "samples" in done.stdout
 
 
-@pytest.mark.parametrize("target", ["rpi4", "xeon"])
-def test_what_was_built_runs_the_same_where_there_is_numpy_and_its_library_alone(
-    builds: Builds, tmp_path: Path, target: str
+@pytest.mark.parametrize("target, candidates", [("rpi4", ""), ("xeon", "candidates=[openvino_fp32]")])
+def test_what_was_built_is_published_and_runs_the_same_where_there_is_numpy_and_its_library_alone(
+    builds: Builds, tmp_path: Path, target: str, candidates: str
 ) -> None:
     import bases
+    from registry_server import Server
 
     from compiler import runtime
     from compiler.runtime.names import distributions_of
 
-    done = builds(f"target={target}", "evaluate=all")
+    done = builds(f"target={target}", "evaluate=all") if not candidates else builds(f"target={target}", candidates)
     folder = done.manifest_path.parent
     selected = _row(done.manifest, done.manifest["selected"])
+    assert selected["runtime"] == {"rpi4": "tflite", "xeon": "openvino"}[target]
     python = bases.environment(tmp_path, distributions_of(selected["runtime"]))
     np.save(tmp_path / "x.npy", np.random.default_rng(0).integers(0, 256, (3, 96, 96, 3), dtype=np.uint8))
-    assert bases.call(python, "verify", folder, cwd=tmp_path).code == 0
-    ran = bases.call(python, "run", folder, "--input", "x.npy", "--output", "y.npy", cwd=tmp_path)
+    with Server(tmp_path / "server", auth=True) as server:
+        server.docker_config(tmp_path / ".docker")
+        env = {**environment(), "HOME": str(tmp_path)}
+        published = command("publish", folder, server.reference("models/real"), env=env)
+        assert published.code == 0, published.err
+        pulled = bases.call(python, "pull", published.out.strip(), "pulled", cwd=tmp_path)
+        assert pulled.code == 0, pulled.err
+    assert bases.call(python, "verify", "pulled", cwd=tmp_path).code == 0
+    ran = bases.call(python, "run", "pulled", "--input", "x.npy", "--output", "y.npy", cwd=tmp_path)
     assert ran.code == 0, ran.err
     assert np.array_equal(np.load(tmp_path / "y.npy"), runtime.load(folder).predict(np.load(tmp_path / "x.npy")))

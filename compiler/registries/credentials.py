@@ -48,7 +48,7 @@ def find(host: str, named: bool) -> Credentials | None:
 
 
 def _files() -> list[Path]:
-    home = Path(os.environ.get("HOME") or "/")
+    home = Path("~").expanduser()
     places = [os.environ.get("REGISTRY_AUTH_FILE")]
     docker = os.environ.get("DOCKER_CONFIG")
     places.append(str((Path(docker) if docker else home / ".docker") / "config.json"))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import http.client
-import json
 import socket
 import ssl
 import threading
@@ -20,6 +19,7 @@ from urllib.parse import urlsplit
 
 from compiler.canonical import CHUNK
 from compiler.errors import IntegrityError, StepError
+from compiler.foreign_json import parse_json
 from compiler.registries import Broken, addresses
 
 CONNECT_S = 20
@@ -107,8 +107,8 @@ class Answer:
     def record(self) -> Any:
         """The body as JSON, or None where it is none."""
         try:
-            return json.loads(self.text())
-        except (ValueError, RecursionError):
+            return parse_json(self.text())
+        except ValueError:
             return None
 
 

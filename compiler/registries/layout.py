@@ -18,6 +18,7 @@ from typing import Any
 from compiler.canonical import CHUNK
 from compiler.disk import explained, fsync, make_folder, write_atomically
 from compiler.errors import ConfigError, IntegrityError
+from compiler.foreign_json import parse_json
 from compiler.registries import Tell
 from compiler.registries.oci import ARTIFACT_TYPE, INDEX_TYPE, MANIFEST_TYPE, MAX_MANIFEST_BYTES, Descriptor
 from compiler.registries.reference import DIGEST, TAG
@@ -105,12 +106,12 @@ class Layout:
             return {"manifests": []}
         try:
             with self._open(MARK) as stream:
-                mark = json.loads(stream.read(1 << 16))
+                mark = parse_json(stream.read(1 << 16))
             with self._open(INDEX) as stream:
                 data = stream.read(MAX_INDEX_BYTES + 1)
             if mark["imageLayoutVersion"] != VERSION or len(data) > MAX_INDEX_BYTES:
                 raise ValueError("another version, or too large")
-            index = json.loads(data)
+            index = parse_json(data)
             for entry in index["manifests"]:
                 if not isinstance(entry["digest"], str) or not isinstance(entry.get("annotations", {}), dict):
                     raise TypeError("an entry")
@@ -124,7 +125,7 @@ class Layout:
             raise ConfigError(
                 f"{self._root} is no folder", fix="name a folder that `publish` wrote, or a new one"
             ) from None
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise IntegrityError(
                 f"{self._root}/{INDEX} is no index of an OCI image layout ({error!r})"[:300],
                 fix="do not use this layout",

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from compiler.errors import ConfigError, IntegrityError
+from compiler.foreign_json import parse_json
 from compiler.names import check_names
 from compiler.registries.reference import DIGEST
 
@@ -101,7 +102,7 @@ def parse(data: bytes, where: object) -> Image:
     if len(data) > MAX_MANIFEST_BYTES:
         raise IntegrityError(f"the manifest of {where} is larger than one may be", fix=fix)
     try:
-        record = json.loads(data, object_pairs_hook=_no_twins)
+        record = parse_json(data)
         kind = record.get("artifactType") or record.get("mediaType")
         if record.get("artifactType") != ARTIFACT_TYPE:
             raise ConfigError(
@@ -114,7 +115,7 @@ def parse(data: bytes, where: object) -> Image:
         layers = tuple(_layer(entry) for entry in record["layers"])
         check_names(layer.name for layer in layers)
         annotations = _texts(record.get("annotations", {}))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise IntegrityError(f"the manifest of {where} is none: {error!r}"[:300], fix=fix) from None
     return Image(digest_of(data), len(data), layers, annotations)
 
@@ -132,11 +133,3 @@ def _texts(node: Any) -> dict[str, str]:
     if not isinstance(node, dict) or not all(isinstance(value, str) for value in node.values()):
         raise TypeError("annotations are no texts")
     return {str(key)[:MAX_ANNOTATION]: value[:MAX_ANNOTATION] for key, value in node.items()}
-
-
-def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Two readers of a key that comes twice may take two values for it."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key comes twice")
-    return found

@@ -44,5 +44,5 @@ def _read() -> dict[str, Any]:
 
 
 def _file() -> Path:
-    state = os.environ.get("XDG_STATE_HOME") or f"{os.environ.get('HOME') or '/'}/.local/state"
+    state = os.environ.get("XDG_STATE_HOME") or Path("~/.local/state").expanduser()
     return Path(state) / "target-model-compiler" / "tags.json"

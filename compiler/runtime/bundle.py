@@ -14,7 +14,7 @@ from typing import Any
 
 from compiler.canonical import digest, file_digest
 from compiler.errors import ConfigError, IntegrityError
-from compiler.runtime.inert import read_json
+from compiler.foreign_json import read_json
 from compiler.runtime.names import SHIPPED, check_id
 
 SPEC = "bundle.json"

@@ -304,7 +304,7 @@ def _settle(partial: Path, folder: Path) -> None:
 
 
 def _cache() -> Path:
-    home = os.environ.get("XDG_CACHE_HOME") or f"{os.environ.get('HOME') or '/'}/.cache"
+    home = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
     return Path(home) / "target-model-compiler" / "artifacts"
 
 

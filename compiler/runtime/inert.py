@@ -1,4 +1,4 @@
-"""Reads files that anybody may have written: JSON and arrays of numbers, within limits, and never as anything else.
+"""Reads arrays of numbers that anybody may have written, within limits, and never as anything else.
 
 What a file declares is compared with what it holds before memory is taken for it: a header can claim any shape, and a
 megabyte of an archive unpacks to a gigabyte of zeros.
@@ -6,20 +6,18 @@ megabyte of an archive unpacks to a gigabyte of zeros.
 
 from __future__ import annotations
 
-import json
 import math
 import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NoReturn
+from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-LARGEST_JSON = 16 << 20
 LARGEST_ARRAYS = 1 << 30
 MOST_ARRAYS = 20_000
 KINDS = "biuf"
@@ -29,31 +27,6 @@ UNREADABLE = (
     OverflowError, NotImplementedError, RuntimeError, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 """What `zipfile` and numpy raise on files that are none of theirs."""
-
-
-def parse_json(data: bytes) -> Any:
-    """JSON with every key once and finite numbers only, so that no two readers understand it differently.
-
-    Raises:
-        ValueError: it is not that, or is nested too deeply.
-    """
-    try:
-        return json.loads(data, parse_constant=_no_number, parse_float=_finite, object_pairs_hook=_unique)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-
-
-def read_json(file: Path, limit: int = LARGEST_JSON) -> Any:
-    """What `parse_json` makes of a file of at most `limit` bytes.
-
-    Raises:
-        ValueError: it is larger, or none.
-    """
-    with file.open("rb") as stream:
-        data = stream.read(limit + 1)
-    if len(data) > limit:
-        raise ValueError(f"it is larger than {limit} bytes")
-    return parse_json(data)
 
 
 def load_array(file: Path, limit: int | None = None) -> NDArray[Any]:
@@ -154,21 +127,3 @@ def _words(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error).partition("\n")[0][:200] or type(error).__name__
-
-
-def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number of JSON")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text[:30]} is too large a number")
-    return value
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key occurs twice")
-    return found

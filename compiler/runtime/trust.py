@@ -13,10 +13,11 @@ from typing import Any
 
 from compiler.canonical import file_digest
 from compiler.errors import IntegrityError
+from compiler.foreign_json import read_json
 from compiler.runtime.attestation import check_statement
 from compiler.runtime.policy import Policy, chosen
 from compiler.runtime.signatures import FIX, Bundle, check_files, read_bundle, verify_bundle
-from compiler.runtime.verify import MANIFEST, PROVENANCE, SIGNATURE, read_json, read_manifest, verify
+from compiler.runtime.verify import MANIFEST, PROVENANCE, SIGNATURE, read_manifest, verify
 
 __all__ = ["Policy", "Trust", "check"]
 

@@ -5,12 +5,12 @@ Who made it is `compiler.runtime.trust`'s to say.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compiler.canonical import digest, file_digest, list_files
 from compiler.errors import ConfigError, IntegrityError
+from compiler.foreign_json import read_json
 from compiler.names import check_names
 from compiler.registries.reference import is_reference, parse
 from compiler.terminal import printable
@@ -24,7 +24,8 @@ SIGNATURE = "model.sig"
 SIDECARS = (PROVENANCE, SIGNATURE)
 """What may lie beside the files of a version without being named: it is made when the version is published."""
 SCHEMA_VERSION = 1
-MAX_MANIFEST_BYTES = 16 << 20
+MAX_MANIFEST_BYTES = 4 << 20
+"""As a value in memory it may take fifty times that."""
 
 
 def local_folder(path_or_ref: str | Path, policy: Policy | None = None) -> Path:
@@ -52,26 +53,13 @@ def read_manifest(path: Path) -> tuple[Path, dict[str, Any]]:
     if not file.is_file():
         raise ConfigError(f"there is no {MANIFEST} at {path}", fix="give the folder of a built version, or .../latest")
     try:
-        manifest = read_json(file)
+        manifest = read_json(file, MAX_MANIFEST_BYTES)
         _check_shape(manifest)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise IntegrityError(
             f"{file} is not a manifest ({error!r})"[:300], fix="fetch or build the artifact again"
         ) from None
     return folder.resolve(), manifest
-
-
-def read_json(file: Path, limit: int = MAX_MANIFEST_BYTES) -> Any:
-    """The value in a JSON file that others wrote.
-
-    Raises:
-        ValueError, RecursionError: the file is larger than `limit` bytes, or no JSON.
-    """
-    with file.open("rb") as stream:
-        data = stream.read(limit + 1)
-    if len(data) > limit:
-        raise ValueError(f"more than {limit} bytes")
-    return json.loads(data, parse_constant=_no_constant)
 
 
 def files_digest(files: list[dict[str, Any]]) -> str:
@@ -105,10 +93,6 @@ def verify(path: Path) -> dict[str, Any]:
         if file_digest(present[name]) != entry["sha256"]:
             raise IntegrityError(f"{name} does not match its SHA-256", fix=fix)
     return manifest
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no number of JSON")
 
 
 def _check_shape(manifest: Any) -> None:
