@@ -62,7 +62,8 @@ def test_numpy_alone_runs_verifies_helps_and_names_what_lacks(version: Path, tmp
         assert helped.code == 0 or "[build]" in helped.last_lines()[0], (verb, helped.err)
     samples = ["--samples", "x.npy"]
     for arguments in (["target=rpi4"], ["plan", "target=rpi4"], ["doctor"], ["show", version], ["rebuild", version],
-                      ["compare", version, version], ["publish", version, "file:there"], ["report", version, "--output", "r.html"],
+                      ["compare", version, version], ["publish", version, "file:there"],
+                      ["report", version, "--output", "r.html"],
                       ["measure", version, *samples], ["profile", version, *samples]):  # fmt: skip
         lacking = bases.call(python, *arguments, cwd=tmp_path)
         assert lacking.code == 4 and "pip install 'target-model-compiler[build]'" in lacking.last_lines()[0], (
