@@ -315,6 +315,85 @@ def test_registry_that_cannot_be_is_refused_before_anything_is_built(tmp_path: P
     assert not project.artifacts.exists()
 
 
+# -- signatures -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the key pairs `team` and `other`."""
+    folder = tmp_path_factory.mktemp("keys")
+    for name in ("team", "other"):
+        made = ["openssl", "genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out"]
+        subprocess.run([*made, folder / f"{name}.key"], check=True, capture_output=True)
+        taken = ["openssl", "pkey", "-in", folder / f"{name}.key", "-pubout", "-out", folder / f"{name}.pub"]
+        subprocess.run(taken, check=True, capture_output=True)
+    return folder
+
+
+def test_signed_artifact_is_pulled_by_those_who_trust_its_key_and_by_nobody_who_trusts_another(
+    server: Server, tmp_path: Path, two: tuple[Path, Path], keys: Path
+) -> None:
+    unsigned = json.loads(command("publish", two[0], server.reference(), "--json").out)
+    assert unsigned["signed"] is False
+    refused = command("pull", server.reference(), tmp_path / "out", "--key", keys / "team.pub")
+    assert refused.code == 6
+    assert "model.sig is missing" in refused.last_lines()[1]
+    assert no_trace(tmp_path / "out")
+
+    sign = ("publish", two[0], server.reference(), "--key", keys / "team.key", "--json")
+    signed = [json.loads(command(*sign).out) for _ in range(2)]
+    assert signed[0]["signed"] is True
+    assert signed[0]["digest"] == signed[1]["digest"] != unsigned["digest"]
+    assert signed[1]["bytes_sent"] == 0
+    for verb in (("pull", server.reference(), tmp_path / "bad"), ("verify", server.reference())):
+        refused = command(*verb, "--key", keys / "other.pub")
+        assert refused.code == 6
+        assert "is not trusted" in refused.last_lines()[1]
+    assert no_trace(tmp_path / "bad")
+    pulled = command("pull", server.reference(), tmp_path / "out", "--key", keys / "team.pub")
+    assert pulled.code == 0, pulled.err
+    assert "signature: verified, made with the key team.pub" in pulled.err
+
+    # an artifact that was pulled can be handed on, with the signature that it has
+    handed = command("publish", tmp_path / "out", f"file:{tmp_path}/layout", "--json")
+    assert json.loads(handed.out)["digest"] == signed[0]["digest"]
+    resigned = command("publish", tmp_path / "out", f"file:{tmp_path}/layout", "--key", keys / "other.key", "--json")
+    assert json.loads(resigned.out)["digest"] != signed[0]["digest"]
+
+
+def test_build_signs_what_it_publishes(server: Server, built: Project, keys: Path) -> None:
+    done = built.build("publish=true", f"registry={server.reference()}", f"signing.key={keys / 'team.key'}")
+    assert done.code == 0, done.err
+    assert command("verify", server.reference(), "--key", keys / "team.pub").code == 0
+    assert str(keys) not in command("show", server.reference(), "--json").out
+
+
+def test_older_signed_version_behind_a_moved_tag_is_refused_where_the_policy_says_so(
+    server: Server, tmp_path: Path, two: tuple[Path, Path], keys: Path
+) -> None:
+    (keys / "policy.yaml").write_text("trusted_keys: [team.pub]\nrefuse_older: true\n")
+    policy = ("--policy", keys / "policy.yaml")
+    digests = {}
+    for version in two:
+        done = command("publish", version, server.reference(rest=":stable"), "--key", keys / "team.key", "--json")
+        digests[version] = json.loads(done.out)["digest"]
+    assert command("pull", server.reference(rest=":stable"), tmp_path / "out", *policy).code == 0
+    x = np.zeros((1, 8, 8, 3), np.uint8)
+    np.save(tmp_path / "x.npy", x)
+    run = ("run", server.reference(rest=":stable"), "--input", tmp_path / "x.npy", "--output", tmp_path / "y.npy")
+    assert command(*run, *policy).code == 0
+
+    replayed = command("publish", two[0], server.reference(rest=":stable"), "--key", keys / "team.key")
+    assert replayed.code == 0
+    for verb in (("pull", server.reference(rest=":stable"), tmp_path / "out"), run):
+        refused = command(*verb, *policy)
+        assert refused.code == 6, refused.err
+        assert "before what is installed" in refused.last_lines()[1]
+    assert version_of(tmp_path / "out") == two[1].name
+    assert command("verify", tmp_path / "out", *policy).code == 0
+    assert not (tmp_path / ".out.partial").exists()
+
+
 # -- when it dies ---------------------------------------------------------------------------------------------------
 
 
