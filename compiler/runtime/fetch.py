@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compiler.canonical import list_files
+from compiler.canonical import file_digest, list_files
 from compiler.disk import exchange, explain_os_errors, fsync, remove_tree
-from compiler.errors import CompilerError, ConfigError, IntegrityError
+from compiler.errors import CompilerError, ConfigError, IntegrityError, StepError
 from compiler.registries import Registry, connect, seen
 from compiler.registries.oci import Descriptor, Image, digest_of, parse
 from compiler.registries.reference import Reference
@@ -71,11 +71,11 @@ def pull(
     with explain_os_errors(folder), _alone(folder) as partial:
         installed = _installed(folder)
         if installed is not None and _holds(folder, image):
-            with contextlib.suppress(CompilerError):  # damaged: fetched again
-                trust = check(folder, policy)
-                remove_tree(partial)
-                _remember(reference, image, trust.manifest)
-                return Pulled(folder, image.digest, trust, notes, new=False)
+            remove_tree(partial)
+            trust = check(folder, policy)
+            _agree(reference, image, trust.manifest)
+            _remember(reference, image, trust.manifest)
+            return Pulled(folder, image.digest, trust, notes, new=False)
         try:
             _fetch(registry, image, partial, folder, installed, tell, max_bytes)
             trust = check(partial, policy, installed)
@@ -96,19 +96,27 @@ def cached(reference: Reference, policy: Policy | None = None, tell: Progress = 
     Raises: as `pull`.
     """
     home = _cache()
-    known = home / reference.digest.removeprefix("sha256:") if reference.digest else None
-    if known is not None and (known / MANIFEST).is_file() and reference.tag is None:
-        with contextlib.suppress(CompilerError):
-            return Pulled(known, str(reference.digest), check(known, policy), new=False)
+    spoiled: IntegrityError | None = None
+    if reference.digest is not None and reference.tag is None:
+        known = home / reference.digest.removeprefix("sha256:")
+        if (known / MANIFEST).is_file():
+            try:
+                return Pulled(known, reference.digest, check(known, policy), new=False)
+            except IntegrityError as error:  # refused, or rotten: the registry's own may be better
+                spoiled = error
     registry = connect(reference)
-    image = resolve(registry, reference)
+    try:
+        image = resolve(registry, reference)
+    except StepError as error:
+        raise spoiled or error from None
     before = seen.last(reference)
     pulled = pull(reference.pinned(image.digest), home / image.digest.removeprefix("sha256:"), policy, tell)
+    _agree(reference, image, pulled.manifest)
+    if before is not None and policy is not None:
+        check(pulled.folder, policy, {**pulled.manifest, **before})
     notes = [*_moved(registry, reference, image), *pulled.notes]
     for note in notes:
         logger.warning("%s", note)  # nobody else tells whoever loads it
-    if before is not None and policy is not None:
-        check(pulled.folder, policy, {**pulled.manifest, **before})
     _remember(reference, image, pulled.manifest)
     return Pulled(pulled.folder, pulled.digest, pulled.trust, notes, pulled.new)
 
@@ -232,13 +240,16 @@ def _wanted(image: Image) -> tuple[Descriptor, ...]:
 
 
 def _holds(folder: Path, image: Image) -> bool:
-    """Whether the folder has the very files of this artifact, by name and size; `check` then says by digest."""
+    """Whether the folder has the very files of this artifact, and nothing else."""
     try:
         there = {path.relative_to(folder).as_posix(): path for path in list_files(folder)}
     except ValueError:
         return False
     wanted = {layer.name: layer for layer in _wanted(image)}
-    return set(there) == set(wanted) and all(there[name].stat().st_size == layer.size for name, layer in wanted.items())
+    return set(there) == set(wanted) and all(
+        there[name].stat().st_size == layer.size and f"sha256:{file_digest(there[name])}" == layer.digest
+        for name, layer in wanted.items()
+    )
 
 
 def _fetch(
