@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,13 +15,14 @@ from compiler.errors import ConfigError, GateError, IntegrityError
 from compiler.html import render
 from compiler.provenance import statement
 from compiler.registries import Registry, connect
-from compiler.registries.oci import MANIFEST_TYPE, TITLE, Descriptor, Image, parse
+from compiler.registries.oci import TITLE, Descriptor, Image, parse
 from compiler.registries.reference import LATEST, Reference
-from compiler.registries.transfer import Layer, Progress, send, silent
-from compiler.runtime.fetch import ANNOTATION, CREATED, FORCED, REPORT, VERSION, VERSION_TAG
-from compiler.runtime.signatures import MAX_BUNDLE_BYTES, read_bundle
-from compiler.runtime.trust import check
-from compiler.runtime.verify import MANIFEST, PROVENANCE, SIGNATURE
+from compiler.registries.transfer import Layer, Progress, read_small, send, silent
+from compiler.runtime.fetch import ANNOTATION, CREATED, FORCED, REPORT, VERSION, content_tag
+from compiler.runtime.signatures import MAX_BUNDLE_BYTES, check_files, read_bundle, verify_bundle
+from compiler.runtime.trust import Policy, check
+from compiler.runtime.verify import MANIFEST, PROVENANCE, SIGNATURE, read_manifest
+from compiler.runtime.verify import VERSION as VERSION_NAME
 from compiler.signing import sign
 from compiler.terminal import printable
 
@@ -32,6 +32,7 @@ MANIFEST_LAYER = "application/vnd.target-model-compiler.manifest.v1+json"
 PROVENANCE_LAYER = "application/vnd.in-toto+json"
 SIGNATURE_LAYER = "application/vnd.dev.sigstore.bundle.v0.3+json"
 DELIVERABLE = ("pass", "provisional")
+FIX = "do not publish this artifact; build or fetch it again"
 
 
 @dataclass(frozen=True)
@@ -72,34 +73,33 @@ def publish(
         raise ConfigError(
             f"{reference} names a digest", fix="publish to a tag, or to none: the content makes the digest"
         )
-    trust = check(folder)
-    manifest = trust.manifest
-    forced = _gate(manifest, folder, force)
+    place, _ = read_manifest(folder)  # `latest` may lead elsewhere a moment later
+    manifest = check(place, Policy()).manifest  # what the user demands of others' artifacts is not meant
+    forced = _gate(manifest, place, force)
     registry = connect(reference, writing=True)
     notes: list[str] = []
     newest = _image(registry, reference, LATEST)
     _check_home(reference, newest, manifest)
     tags = _tags(reference, manifest, newest, notes)
     with tempfile.TemporaryDirectory(prefix="publish-") as temporary:
-        layers = _layers(folder.resolve(), manifest, forced, Path(temporary), signer)
+        layers = _layers(place, manifest, forced)
         known = _image(registry, reference, manifest["version"])
-        if known is not None and _is_there(reference, known, layers, registry, Path(temporary)):
-            data = registry.manifest(known.digest) or b""
-            registry.write(Descriptor(MANIFEST_TYPE, known.digest, len(data)), data, tags, lambda _count: None)
-            signed = known.layer(SIGNATURE) is not None
-            return Published(reference.pinned(known.digest), tags, 0, known.bytes_in_all, notes, signed)
+        if known is not None:
+            _check_known(reference, known, layers)
+        signature = _signature(place, layers, registry, known, signer, Path(temporary), notes)
+        layers += [Layer(SIGNATURE, SIGNATURE_LAYER, signature)] if signature else []
+        layers.append(Layer(REPORT, "text/html", _report(manifest, forced)))
         sent = send(registry, layers, _annotations(manifest, forced), tags, tell)
-    signed = any(layer.name == SIGNATURE for layer in layers)
-    return Published(reference.pinned(sent.digest), tags, sent.bytes_sent, sent.bytes_in_all, notes, signed)
+    return Published(reference.pinned(sent.digest), tags, sent.bytes_sent, sent.bytes_in_all, notes, bool(signature))
 
 
 def _gate(manifest: dict[str, Any], folder: Path, force: bool) -> bool:
     """Whether the artifact goes out by force. Raises GateError where it does not go out at all."""
-    if manifest.get("forced") or manifest["status"] in DELIVERABLE:
-        return bool(manifest.get("forced"))
+    if manifest["status"] in DELIVERABLE:
+        return False
     if not force:
         raise GateError(
-            f"the artifact is not published: its status is {manifest['status']}",
+            f"the artifact is not published: its status is {printable(manifest['status'])}",
             fix=f"see its verdicts: python -m compiler show {folder}; or publish it all the same with force=true",
         )
     return True
@@ -124,9 +124,9 @@ def _check_home(reference: Reference, newest: Image | None, manifest: dict[str, 
 
 def _tags(reference: Reference, manifest: dict[str, Any], newest: Image | None, notes: list[str]) -> list[str]:
     """The version, the content, the reference's own; `latest` last, and only forward unless it is asked for."""
-    tags = [manifest["version"], f"content-{manifest['digest'][:16]}"]
+    tags = [manifest["version"], content_tag(manifest)]
     if reference.tag is not None and reference.tag not in (*tags, LATEST):
-        if VERSION_TAG.fullmatch(reference.tag):
+        if VERSION_NAME.fullmatch(reference.tag):
             raise ConfigError(
                 f"the tag {reference.tag} is another version's name", fix=f"this is the version {manifest['version']}"
             )
@@ -139,8 +139,8 @@ def _tags(reference: Reference, manifest: dict[str, Any], newest: Image | None, 
     return tags
 
 
-def _layers(folder: Path, manifest: dict[str, Any], forced: bool, work: Path, signer: Signer | None) -> list[Layer]:
-    """Every file as a layer of its own: the manifest first, then what it names, then what is said about them."""
+def _layers(folder: Path, manifest: dict[str, Any], forced: bool) -> list[Layer]:
+    """Every file as a layer of its own: the manifest first, then what it names, then the provenance."""
     text: Path | bytes = folder / MANIFEST
     changed = forced and not manifest.get("forced")
     if changed:
@@ -149,18 +149,20 @@ def _layers(folder: Path, manifest: dict[str, Any], forced: bool, work: Path, si
     data = text if isinstance(text, bytes) else text.read_bytes()
     provenance: Path | bytes = folder / PROVENANCE
     if changed or not (folder / PROVENANCE).exists():
-        provenance = _json(statement(manifest, hashlib.sha256(data).hexdigest()))
+        try:
+            provenance = _json(statement(manifest, hashlib.sha256(data).hexdigest()))
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise IntegrityError(f"the manifest is not one that builds write ({error!r})"[:300], fix=FIX) from None
     files = sorted(manifest["files"], key=lambda file: str(file["path"]))
-    layers = [
-        Layer(MANIFEST, MANIFEST_LAYER, text),
-        *(Layer(f["path"], f["media_type"], folder / f["path"]) for f in files),
+    return [
+        Layer(MANIFEST, MANIFEST_LAYER, data),
+        *(Layer(f["path"], f["media_type"], folder / f["path"], f"sha256:{f['sha256']}") for f in files),
         Layer(PROVENANCE, PROVENANCE_LAYER, provenance),
     ]
-    if signer is not None:
-        layers.append(Layer(SIGNATURE, SIGNATURE_LAYER, _signature(layers, work, signer)))
-    elif (folder / SIGNATURE).exists() and not changed:
-        layers.append(Layer(SIGNATURE, SIGNATURE_LAYER, folder / SIGNATURE))
-    return [*layers, Layer(REPORT, "text/html", render(manifest).encode())]
+
+
+def _report(manifest: dict[str, Any], forced: bool) -> bytes:
+    return render({**manifest, "forced": True} if forced else manifest).encode()
 
 
 def _plain(text: str | None) -> str:
@@ -171,48 +173,80 @@ def _json(value: Any) -> bytes:
     return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
-def _signature(layers: Sequence[Layer], work: Path, signer: Signer) -> bytes:
+def _check_known(reference: Reference, known: Image, layers: Sequence[Layer]) -> None:
+    """Raises ConfigError where the version is published already, with other files."""
+    ours = {layer.name: layer.descriptor.digest for layer in layers if layer.name not in ABOUT}
+    theirs = {layer.name: layer.digest for layer in known.layers if layer.name not in ABOUT}
+    for name in sorted(ours.keys() | theirs.keys()):
+        if ours.get(name) != theirs.get(name):
+            raise ConfigError(
+                f"{reference.home} holds another {name} under the version {_plain(known.annotations.get(VERSION))}",
+                fix="publish to another repository; a version that was published is never changed",
+            )
+
+
+def _signature(
+    folder: Path,
+    layers: Sequence[Layer],
+    registry: Registry,
+    known: Image | None,
+    signer: Signer | None,
+    work: Path,
+    notes: list[str],
+) -> bytes | None:
+    """The signature over `layers`: the signer's; else the folder's own; else the one that is published already.
+
+    One that the same key made before over the same files is taken in place of a new one, so that the artifact's digest
+    stays as it is: signatures are random.
+    """
+    there = known.layer(SIGNATURE) if known is not None else None
+    if signer is not None:
+        return _signed(layers, registry, there, signer, work)
+    digests = {layer.name: layer.descriptor.digest.removeprefix("sha256:") for layer in layers}
+    if (folder / SIGNATURE).exists():
+        data = (folder / SIGNATURE).read_bytes()
+        return data if _is_about(data, digests, work) else None
+    if there is not None and _is_about(data := read_small(registry, there, MAX_BUNDLE_BYTES), digests, work):
+        notes.append("the signature that was published with this version before was kept")
+        return data
+    return None
+
+
+def _is_about(signature: bytes, digests: dict[str, str], work: Path) -> bool:
+    """Whether a signature says that it is over exactly these files, whoever made it."""
+    try:
+        (work / SIGNATURE).write_bytes(signature)
+        check_files(read_bundle(work / SIGNATURE), digests)
+    except IntegrityError:
+        return False
+    return True
+
+
+def _signed(layers: Sequence[Layer], registry: Registry, there: Descriptor | None, signer: Signer, work: Path) -> bytes:
     """Signs the folder that a pull will make: what is published is copied together for it."""
-    signed, out = work / "signed", work / SIGNATURE
+    staged, out, public = work / "staged", work / "ours", work / "public.pem"
     with explain_os_errors(work):
         for layer in layers:
-            target = signed / layer.name
+            target = staged / layer.name
             target.parent.mkdir(parents=True, exist_ok=True)
             if isinstance(layer.source, bytes):
                 target.write_bytes(layer.source)
             else:
                 copy(layer.source, target)
-    sign(signed, out, signer.key, signer.certificates)
-    shutil.rmtree(signed)
-    return out.read_bytes()
-
-
-def _is_there(reference: Reference, known: Image, layers: Sequence[Layer], registry: Registry, work: Path) -> bool:
-    """Whether the version is published already, as it is; and, where it is to be signed, signed by the same key.
-
-    Raises:
-        ConfigError: something else is published under its name.
-    """
-    ours = {layer.name: layer for layer in layers}
-    digests = {name: layer.describe().digest for name, layer in ours.items() if name not in ABOUT}
-    theirs = {layer.name: layer.digest for layer in known.layers if layer.name not in ABOUT}
-    if digests != theirs:
-        differing = sorted(name for name in digests.keys() | theirs.keys() if digests.get(name) != theirs.get(name))
-        raise ConfigError(
-            f"{reference.home} holds another {differing[0]} under the version {_plain(known.annotations.get(VERSION))}",
-            fix="publish to another repository; a version that was published is never changed",
-        )
-    signature, there = ours.get(SIGNATURE), known.layer(SIGNATURE)
-    if signature is None or there is None or there.size > MAX_BUNDLE_BYTES:
-        return signature is None
-    made = [work / "ours", work / "theirs"]
-    made[0].write_bytes(signature.source if isinstance(signature.source, bytes) else signature.source.read_bytes())
-    made[1].write_bytes(b"".join(registry.read(there, 0)))
+    public.write_text(sign(staged, out, signer.key, signer.certificates))
+    if there is None or signer.certificates:
+        return out.read_bytes()
+    data = read_small(registry, there, MAX_BUNDLE_BYTES)
+    (work / "theirs").write_bytes(data)
+    size = sum(layer.descriptor.size for layer in layers)
     try:
-        mine, other = (read_bundle(file) for file in made)
+        mine, other = read_bundle(out), read_bundle(work / "theirs")
+        if (mine.kind, mine.hint, mine.files) != (other.kind, other.hint, other.files):
+            return out.read_bytes()
+        verify_bundle(staged, other, [public], [], size)
     except IntegrityError:
-        return False
-    return (mine.kind, mine.hint, mine.files) == (other.kind, other.hint, other.files)  # by the same over the same
+        return out.read_bytes()
+    return data
 
 
 def _annotations(manifest: dict[str, Any], forced: bool) -> dict[str, str]:

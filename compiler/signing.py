@@ -15,8 +15,8 @@ PASSWORD = "MODEL_COMPILER_KEY_PASSWORD"  # noqa: S105 - the variable's name
 """Environment variable with the private key's password: a command line would show it to everyone."""
 
 
-def sign(folder: Path, signature: Path, key: Path, certificates: Sequence[Path] = ()) -> None:
-    """Writes a signature over every file in `folder` but `model.sig` itself to the file `signature`.
+def sign(folder: Path, signature: Path, key: Path, certificates: Sequence[Path] = ()) -> str:
+    """Writes a signature over every file in `folder` but `model.sig` itself to `signature`; gives the public key.
 
     `key` is a private key (PEM, on P-256, P-384 or P-521); the password of an encrypted one is in the variable
     MODEL_COMPILER_KEY_PASSWORD. `certificates` (PEM) begin with the one for the key; what follows leads to a root.
@@ -39,3 +39,4 @@ def sign(folder: Path, signature: Path, key: Path, certificates: Sequence[Path] 
         write_atomically(signature, answer["bundle"].encode())
     except OSError as error:
         raise ConfigError(f"cannot write {signature}: {error.strerror}", fix="choose another place") from None
+    return str(answer["public_key"])

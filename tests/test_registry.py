@@ -21,7 +21,7 @@ from registry_server import PASSWORD, Server, needs
 
 from compiler import runtime
 from compiler.errors import IntegrityError, StepError
-from compiler.registries import connect, remote
+from compiler.registries import connect, oci, remote
 from compiler.registries.oci import digest_of
 from compiler.registries.patience import Patience
 from compiler.registries.reference import parse
@@ -278,6 +278,7 @@ def test_nothing_is_published_whose_budget_is_not_met_unless_forced(
     assert "budget_failed" in by_hand.last_lines()[1]
     assert connect(parse(server.reference())).tags() == []
 
+    assert "force" not in command("publish", version).last_lines()[1]  # nobody is taught to
     forced = built.build(*tight, "force=true")
     assert forced.code == 3  # it still fails its gate
     done = command("pull", server.reference(), tmp_path / "out")
@@ -287,6 +288,8 @@ def test_nothing_is_published_whose_budget_is_not_met_unless_forced(
     assert manifest["forced"] is True
     assert "forced" not in json.loads((version / "manifest.json").read_text())  # a version is never changed
     assert "budget_failed, forced" in command("history", server.reference()).out
+    assert command("publish", tmp_path / "out", f"file:{tmp_path}/on").code == 3  # to hand it on takes force again
+    assert command("publish", tmp_path / "out", f"file:{tmp_path}/on", "force=true").code == 0
 
 
 def test_forced_manifest_is_valid_by_the_schema(tmp_path: Path, built: Project, schema: dict[str, Any]) -> None:
@@ -392,6 +395,130 @@ def test_older_signed_version_behind_a_moved_tag_is_refused_where_the_policy_say
     assert version_of(tmp_path / "out") == two[1].name
     assert command("verify", tmp_path / "out", *policy).code == 0
     assert not (tmp_path / ".out.partial").exists()
+
+
+def poison(registry: Any, image: Any, name: str, data: bytes) -> None:
+    """Puts other bytes under a layer's name into what `latest` and the version's tag lead to."""
+    made = oci.describe(data, "application/json", name)
+    registry.write(made, data, [], lambda _count: None)
+    layers = [made if layer.name == name else layer for layer in image.layers]
+    manifest = oci.encode(layers, image.annotations)
+    tags = ["latest", image.annotations["org.opencontainers.image.version"]]
+    registry.write(oci.describe(manifest, oci.MANIFEST_TYPE), manifest, tags, lambda _count: None)
+
+
+def test_signature_and_report_that_somebody_else_put_there_are_not_published_on(
+    server: Server, tmp_path: Path, two: tuple[Path, Path], keys: Path
+) -> None:
+    publish = ("publish", two[0], server.reference(), "--key", keys / "team.key")
+    good = command(*publish)
+    assert good.code == 0
+    reference = parse(server.reference())
+    registry = connect(reference, writing=True)
+    image = resolve(registry, reference)
+    bundle = json.loads(b"".join(registry.read(image.layer("model.sig"), 0)))  # type: ignore[arg-type]
+    bundle["dsseEnvelope"]["signatures"][0]["sig"] = "AAAA"
+    poison(registry, image, "model.sig", json.dumps(bundle).encode())
+    assert command("verify", server.reference(), "--key", keys / "team.pub").code == 6
+    assert command(*publish).code == 0
+    assert command("verify", server.reference(), "--key", keys / "team.pub").code == 0
+
+    poison(registry, resolve(registry, reference), "report.html", b"<script>alert(1)</script>")
+    assert command(*publish).code == 0
+    assert command("pull", server.reference(), tmp_path / "out", "--report", tmp_path / "report.html").code == 0
+    assert "alert(1)" not in (tmp_path / "report.html").read_text()
+
+
+def test_publishing_again_mends_what_the_registry_has_lost(
+    server: Server, tmp_path: Path, two: tuple[Path, Path]
+) -> None:
+    for place in (server.reference(), f"file:{tmp_path}/layout"):
+        assert command("publish", two[0], place).code == 0
+        layer = resolve(connect(parse(place)), parse(place)).layer("model.npz")
+        assert layer is not None
+        blobs = tmp_path / "layout/blobs/sha256"
+        (server.blob(layer.digest) if place.startswith("oci") else blobs / layer.digest[7:]).unlink()
+        again = command("publish", two[0], place)
+        assert again.code == 0, again.err
+        assert command("pull", place, tmp_path / f"out-{place[:3]}").code == 0
+    flip(blobs / layer.digest[7:])  # in a folder, nobody but the publisher looks after that
+    assert command("publish", two[0], place).code == 0
+    assert command("pull", place, tmp_path / "mended").code == 0
+
+
+def test_policy_of_the_environment_holds_for_references_and_not_for_what_one_publishes(
+    tmp_path: Path, two: tuple[Path, Path], keys: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (keys / "strict.yaml").write_text("trusted_keys: [team.pub]\nrefuse_older: true\n")
+    monkeypatch.setenv("MODEL_COMPILER_POLICY", str(keys / "strict.yaml"))
+    place = f"file:{tmp_path}/layout"
+    for version in two:
+        assert command("publish", version, f"{place}:stable", "--key", keys / "team.key").code == 0
+    newest = runtime.load(f"{place}:stable")
+    assert newest.manifest["version"] == two[1].name
+    assert command("publish", two[0], f"{place}:stable", "--key", keys / "team.key").code == 0
+    for again in (f"{place}:stable", f"file:{tmp_path}/../{tmp_path.name}/layout:stable"):
+        with pytest.raises(IntegrityError, match="before what is installed"):
+            runtime.load(again)
+
+
+def test_tag_that_leads_to_another_model_is_refused_where_the_policy_says_so(
+    tmp_path: Path, two: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "policy.yaml").write_text("refuse_older: true\n")
+    monkeypatch.setenv("MODEL_COMPILER_POLICY", str(tmp_path / "policy.yaml"))
+    place = parse(f"file:{tmp_path}/layout")
+    assert command("publish", two[0], str(place)).code == 0
+    runtime.load(str(place))
+    other = tmp_path / "other"
+    shutil.copytree(two[1], other)
+    manifest = json.loads((other / "manifest.json").read_text()) | {"model": "another"}
+    (other / "manifest.json").chmod(0o644)
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    assert command("publish", other, f"file:{tmp_path}/second").code == 0
+    shutil.rmtree(tmp_path / "layout")
+    (tmp_path / "second").rename(tmp_path / "layout")
+    with pytest.raises(IntegrityError, match="the model is 'another'"):
+        runtime.load(str(place))
+
+
+@pytest.mark.parametrize(
+    "field, value", [("version", "../../x"), ("version", "stable"), ("created", None), ("created", 7)]
+)
+def test_version_and_date_that_no_build_writes_are_refused(
+    tmp_path: Path, two: tuple[Path, Path], field: str, value: object
+) -> None:
+    shutil.copytree(two[0], tmp_path / "odd")
+    manifest = json.loads((tmp_path / "odd/manifest.json").read_text()) | {field: value}
+    (tmp_path / "odd/manifest.json").chmod(0o644)
+    (tmp_path / "odd/manifest.json").write_text(json.dumps(manifest))
+    for verb in (("verify", tmp_path / "odd"), ("publish", tmp_path / "odd", f"file:{tmp_path}/layout")):
+        assert command(*verb).code == 6
+
+
+def test_places_that_cannot_be_exchanged_are_refused_before_anything_is_fetched(
+    tmp_path: Path, two: tuple[Path, Path]
+) -> None:
+    place = f"file:{tmp_path}/layout"
+    assert command("publish", two[0], place).code == 0
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "here").mkdir()
+    for folder, said in (
+        (tmp_path / "link", "is a link"),
+        (Path(), "is the working folder"),
+        (Path("/proc"), "mounted"),
+    ):
+        done = command("pull", place, folder, cwd=tmp_path / "here")
+        assert done.code == 2
+        assert said in done.last_lines()[1]
+    (tmp_path / ".theirs.partial").mkdir(mode=0o777)
+    (tmp_path / ".theirs.partial").chmod(0o777)
+    done = command("pull", place, tmp_path / "theirs")
+    assert done.code == 2
+    assert "somebody else's" in done.last_lines()[1]
+    assert command("pull", place, tmp_path / ("n" * 250)).code == 0
+    assert (tmp_path / ("n" * 250)).stat().st_mode & 0o777 == 0o755
 
 
 # -- when it dies ---------------------------------------------------------------------------------------------------

@@ -95,7 +95,7 @@ def _build(
         try:
             _publish(config, folder)
         except CompilerError as unpublished:
-            return manifest, unpublished
+            failed = unpublished
     if not options.json:
         print(folder / "manifest.json", flush=True)
     return manifest, failed

@@ -24,11 +24,11 @@ def run(arguments: list[str]) -> int:
     given = options.parse_args(arguments)
     reference = parse(given.reference)
     found = versions(connect(reference))
+    if not found:
+        raise ConfigError(f"nothing is published in {reference.home}", fix="check the reference")
     if given.json:
         print(json.dumps(found, indent=1))
         return 0
-    if not found:
-        raise ConfigError(f"nothing is published in {reference.home}", fix="check the reference")
     entries = [printable(entry) for entry in found]
     print(f"{entries[0]['model']} for {entries[0]['target']} in {reference.home}")
     rows = [COLUMNS, *map(_row, entries)]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from compiler.commands.arguments import parser
 from compiler.commands.transfers import megabytes, shown
-from compiler.errors import ConfigError, unknown_name
+from compiler.errors import ConfigError
 from compiler.registries.reference import Reference, parse
 
 if TYPE_CHECKING:
@@ -28,14 +28,14 @@ def run(arguments: list[str]) -> int:
     options = parser("publish", __doc__ or "")
     options.add_argument("path", type=Path, help="a version's folder, or .../latest")
     options.add_argument("reference", metavar="REF", help="file:PATH[:TAG] or oci://HOST/REPOSITORY[:TAG]")
-    options.add_argument("settings", nargs="*", metavar="force=true", help="publish although the budget is not met")
-    options.add_argument("--force", action="store_true", help="the same")
+    options.add_argument("--force", action="store_true", help="publish although its budget is not met; or force=true")
     options.add_argument("--key", type=Path, help="private key (PEM) to sign with")
     options.add_argument(
         "--certificate", type=Path, action="append", default=[], help="the key's certificate, then those above it (PEM)"
     )
     options.add_argument("--json", action="store_true", help="print nothing but JSON")
-    given = options.parse_intermixed_args(arguments)
+    settings = [word for word in arguments if word.startswith("force=")]
+    given = options.parse_args([word for word in arguments if word not in settings])
     if given.certificate and given.key is None:
         raise ConfigError("--certificate is given without --key", fix="name the private key that it belongs to")
     reference = parse(given.reference)
@@ -43,7 +43,7 @@ def run(arguments: list[str]) -> int:
     from compiler.publishing import Signer
 
     signer = Signer(given.key, tuple(given.certificate)) if given.key else None
-    published = send(given.path, reference, given.force or _forced(given.settings), signer)
+    published = send(given.path, reference, given.force or _forced(settings), signer)
     if given.json:
         record = {
             "reference": str(published.reference), "digest": published.reference.digest, "tags": published.tags,
@@ -72,9 +72,7 @@ def send(path: Path, reference: Reference, force: bool, signer: Signer | None) -
 
 def _forced(settings: list[str]) -> bool:
     for setting in settings:
-        name, _, value = setting.partition("=")
-        if name != "force":
-            raise unknown_name("setting", name, ["force"])
+        value = setting.partition("=")[2]
         if value not in ("true", "false"):
             raise ConfigError(f"force is {value!r}", fix="say force=true or force=false")
     return "force=true" in settings

@@ -12,8 +12,10 @@ from pathlib import Path
 
 from compiler.commands.arguments import add_trust_flags, parse_size, parser, policy_of
 from compiler.commands.transfers import shown
+from compiler.errors import ConfigError
 from compiler.registries.reference import parse
 from compiler.runtime import fetch
+from compiler.terminal import printable
 
 
 def run(arguments: list[str]) -> int:
@@ -28,12 +30,14 @@ def run(arguments: list[str]) -> int:
     options.add_argument("--report", type=Path, metavar="FILE", help="write the report that was published with it too")
     options.add_argument("--json", action="store_true", help="print nothing but JSON")
     given = options.parse_args(arguments)
+    if given.report is not None and given.report.absolute().is_relative_to(given.folder.absolute()):
+        raise ConfigError(f"{given.report} is inside the artifact, which nothing changes", fix="choose another place")
     reference, policy = parse(given.reference), policy_of(given)
     limit = parse_size(given.max_bytes)
     with shown("pulling") as tell:
         pulled = fetch.pull(reference, given.folder, policy, tell, limit)
     for note in pulled.notes:
-        print(f"note: {note}", file=sys.stderr)
+        print(f"note: {printable(note)}", file=sys.stderr)
     if given.report is not None:
         fetch.report_of(reference.pinned(pulled.digest), given.report)
     if given.json:

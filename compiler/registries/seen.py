@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,20 @@ from compiler.disk import write_atomically
 from compiler.registries.reference import Reference
 
 MAX_ENTRIES = 1000
+FIELDS = ("model", "target", "version", "created")
 
 
 def last(reference: Reference) -> dict[str, str] | None:
-    """`digest`, `version` and `created` of what the tag meant, or None where it was not pulled before."""
-    entry = _read().get(str(reference))
-    return entry if isinstance(entry, dict) and all(isinstance(v, str) for v in entry.values()) else None
+    """`digest`, and of the manifest `FIELDS`, of what the tag meant; None where it was not pulled before."""
+    entry = _read().get(_key(reference))
+    return (
+        entry
+        if isinstance(entry, dict) and all(isinstance(entry.get(name), str) for name in ("digest", *FIELDS))
+        else None
+    )
 
 
-def remember(reference: Reference, digest: str, version: str, created: str) -> None:
+def remember(reference: Reference, digest: str, manifest: Mapping[str, Any]) -> None:
     """Keeps what a tag means now. Where nothing can be written, nothing is kept."""
     file = _file()
     with contextlib.suppress(OSError):
@@ -29,10 +36,16 @@ def remember(reference: Reference, digest: str, version: str, created: str) -> N
         with (file.parent / "tags.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             entries = _read()
-            entries.pop(str(reference), None)
-            entries[str(reference)] = {"digest": digest, "version": version, "created": created}
+            entries.pop(_key(reference), None)
+            entries[_key(reference)] = {"digest": digest, **{name: str(manifest[name]) for name in FIELDS}}
             kept = dict(list(entries.items())[-MAX_ENTRIES:])
             write_atomically(file, json.dumps(kept, indent=1).encode())
+
+
+def _key(reference: Reference) -> str:
+    """One for all the ways to write the same place."""
+    place = str(Path(reference.place).resolve()) if reference.kind == "file" else reference.place
+    return f"{dataclasses.replace(reference.home, place=place)}:{reference.name}"
 
 
 def _read() -> dict[str, Any]:

@@ -6,26 +6,25 @@ import contextlib
 import fcntl
 import logging
 import os
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compiler.canonical import file_digest, list_files
+from compiler.canonical import digest, file_digest, list_files
 from compiler.disk import exchange, explain_os_errors, fsync, remove_tree
-from compiler.errors import CompilerError, ConfigError, IntegrityError, StepError
+from compiler.errors import CompilerError, ConfigError, IntegrityError
 from compiler.registries import Registry, connect, seen
 from compiler.registries.oci import Descriptor, Image, digest_of, parse
 from compiler.registries.reference import Reference
-from compiler.registries.transfer import MAX_BYTES, Progress, fetch, resolve, silent
-from compiler.runtime.trust import Policy, Trust, check
+from compiler.registries.transfer import MAX_BYTES, Progress, fetch, read_small, resolve, silent
+from compiler.runtime.trust import Policy, Trust, check, demand
 from compiler.runtime.verify import MANIFEST, SIGNATURE, read_manifest
+from compiler.runtime.verify import VERSION as VERSION_NAME
 
 logger = logging.getLogger(__name__)
 REPORT = "report.html"
 """Travels with the artifact, for people: it is no part of what a device gets."""
-VERSION_TAG = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}")
 CREATED, VERSION = "org.opencontainers.image.created", "org.opencontainers.image.version"
 ANNOTATION = "target-model-compiler."
 """What our own annotations begin with."""
@@ -65,29 +64,29 @@ def pull(
         StepError: the registry cannot be reached, or the disk is full; the next call goes on where this one was.
     """
     folder = Path(os.path.abspath(folder))  # noqa: PTH100 - `resolve` would follow a link that is to be replaced
+    _check_place(folder)
+    installed = _installed(folder)
     registry = connect(reference)
     image = resolve(registry, reference)
     notes = _moved(registry, reference, image)
     with explain_os_errors(folder), _alone(folder) as partial:
-        installed = _installed(folder)
-        if installed is not None and _holds(folder, image):
-            remove_tree(partial)
-            trust = check(folder, policy)
-            _agree(reference, image, trust.manifest)
-            _remember(reference, image, trust.manifest)
-            return Pulled(folder, image.digest, trust, notes, new=False)
+        installed = _installed(folder)  # as another process may have left it meanwhile
+        new = installed is None or not _holds(folder, image)
         try:
-            _fetch(registry, image, partial, folder, installed, tell, max_bytes)
-            trust = check(partial, policy, installed)
+            if new:
+                _fetch(registry, image, partial, folder, installed, tell, max_bytes)
+            trust = check(partial if new else folder, policy, installed if new else None)
             _agree(reference, image, trust.manifest)
         except (IntegrityError, ConfigError):
             remove_tree(partial)
             raise
-        _settle(partial, folder)
+        if new:
+            _settle(partial, folder)
+        remove_tree(partial)
     _remember(reference, image, trust.manifest)
     if trust.manifest.get("forced"):
-        notes = [*notes, f"it was published by force: its status is {trust.manifest['status']}"]
-    return Pulled(folder, image.digest, trust, notes)
+        notes = [*notes, f"it was published by force: its status is {_plain(trust.manifest['status'])}"]
+    return Pulled(folder, image.digest, trust, notes, new)
 
 
 def cached(reference: Reference, policy: Policy | None = None, tell: Progress = silent) -> Pulled:
@@ -96,24 +95,24 @@ def cached(reference: Reference, policy: Policy | None = None, tell: Progress = 
     Raises: as `pull`.
     """
     home = _cache()
-    spoiled: IntegrityError | None = None
-    if reference.digest is not None and reference.tag is None:
+    refused: CompilerError | None = None
+    if reference.digest is not None:
         known = home / reference.digest.removeprefix("sha256:")
         if (known / MANIFEST).is_file():
             try:
                 return Pulled(known, reference.digest, check(known, policy), new=False)
-            except IntegrityError as error:  # refused, or rotten: the registry's own may be better
-                spoiled = error
+            except IntegrityError as error:  # by the policy, or it has rotted: the registry's own may be better
+                refused = error
     registry = connect(reference)
     try:
         image = resolve(registry, reference)
-    except StepError as error:
-        raise spoiled or error from None
+    except CompilerError as error:
+        raise refused or error from None
     before = seen.last(reference)
     pulled = pull(reference.pinned(image.digest), home / image.digest.removeprefix("sha256:"), policy, tell)
     _agree(reference, image, pulled.manifest)
-    if before is not None and policy is not None:
-        check(pulled.folder, policy, {**pulled.manifest, **before})
+    if before is not None and reference.digest is None:
+        demand(pulled.manifest, policy, before)
     notes = [*_moved(registry, reference, image), *pulled.notes]
     for note in notes:
         logger.warning("%s", note)  # nobody else tells whoever loads it
@@ -131,9 +130,7 @@ def report_of(reference: Reference, file: Path) -> None:
     layer = resolve(registry, reference).layer(REPORT)
     if layer is None or layer.size > MAX_REPORT_BYTES:
         raise ConfigError(f"{reference} has no report", fix="see the artifact itself: python -m compiler show DIR")
-    data = b"".join(registry.read(layer, 0))
-    if digest_of(data) != layer.digest:
-        raise IntegrityError(f"{REPORT} does not match its digest", fix="do not use this artifact; publish it again")
+    data = read_small(registry, layer, MAX_REPORT_BYTES)
     with explain_os_errors(file):
         file.write_bytes(data)
 
@@ -154,6 +151,9 @@ def versions(registry: Registry) -> list[dict[str, Any]]:
             try:
                 image = parse(data, tag)
             except ConfigError:  # some other tool's
+                continue
+            except IntegrityError as error:
+                logger.warning("%s is left out: %s", tag, _plain(error.what))
                 continue
             said = image.annotations
             rows[digest] = {
@@ -187,33 +187,52 @@ def _moved(registry: Registry, reference: Reference, image: Image) -> list[str]:
         return []
     version = image.annotations.get(VERSION, "")
     return [
-        f"{reference.name} has moved since it was last pulled: from {before['version']} ({before['digest']}) "
+        f"{reference.name} has moved since it was last pulled: from {_plain(before['version'])} ({before['digest']}) "
         f"to {_plain(version)} ({image.digest})"
     ]
 
 
 def _remember(reference: Reference, image: Image, manifest: Mapping[str, Any]) -> None:
     if reference.digest is None:
-        seen.remember(reference, image.digest, str(manifest["version"]), str(manifest["created"]))
+        seen.remember(reference, image.digest, manifest)
+
+
+def _check_place(folder: Path) -> None:
+    """Raises ConfigError where a folder cannot be exchanged for another."""
+    what = (
+        "is a link" if folder.is_symlink()
+        else "is where something is mounted" if folder.is_mount()
+        else "is the working folder, which would be gone" if folder.is_dir() and folder.samefile(".")
+        else ""
+    )  # fmt: skip
+    if what:
+        raise ConfigError(f"{folder} {what}", fix="name the folder itself, or one in it")
 
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[Path]:
     """The folder beside `folder` that is fetched into, for one process at a time; kept for the next attempt."""
-    partial = folder.with_name(f".{folder.name}.partial")
+    partial = _partial(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    if partial.is_symlink():
-        raise ConfigError(f"{partial} is a link", fix="remove it")
     while True:
-        partial.mkdir(exist_ok=True)
+        partial.mkdir(mode=0o700, exist_ok=True)
         handle = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
+            found = os.fstat(handle)
+            if found.st_uid != os.geteuid() or found.st_mode & 0o077:  # whoever made it could write to it later
+                raise ConfigError(f"{partial} is somebody else's", fix="remove it, or pull to another place")
             fcntl.flock(handle, fcntl.LOCK_EX)
-            if partial.exists() and os.fstat(handle).st_ino == partial.stat().st_ino:  # nobody has moved it meanwhile
+            if partial.exists() and found.st_ino == partial.stat().st_ino:  # nobody has moved it meanwhile
                 yield partial
                 return
         finally:
             os.close(handle)
+
+
+def _partial(folder: Path) -> Path:
+    """Named like the folder, as far as the file system has room for a longer name."""
+    name = folder.name if len(folder.name.encode()) < 200 else digest(folder.name)
+    return folder.with_name(f".{name}.partial")
 
 
 def _installed(folder: Path) -> dict[str, Any] | None:
@@ -222,9 +241,9 @@ def _installed(folder: Path) -> dict[str, Any] | None:
     Raises:
         ConfigError: something else lies there.
     """
-    if not folder.exists() and not folder.is_symlink():
+    if not folder.exists():
         return None
-    if folder.is_dir() and not folder.is_symlink():
+    if folder.is_dir():
         if not any(folder.iterdir()):
             return None
         with contextlib.suppress(CompilerError):
@@ -268,6 +287,9 @@ def _fetch(
     for path in [p for p in sorted(partial.rglob("*"), reverse=True) if p.is_symlink() or not p.is_dir()]:
         if path.is_symlink() or not path.is_file() or path.relative_to(partial).as_posix() not in names:
             path.unlink()  # of another artifact, whose pull was broken off
+    for path in [p for p in sorted(partial.rglob("*"), reverse=True) if p.is_dir()]:
+        with contextlib.suppress(OSError):  # it has files in it
+            path.rmdir()
     files = installed["files"] if installed is not None else []
     seeds = {f"sha256:{f['sha256']}": folder / f["path"] for f in files}
     fetch(registry, Image(image.digest, image.size, layers, image.annotations), partial, seeds, tell, max_bytes)
@@ -292,11 +314,18 @@ def _agree(reference: Reference, image: Image, manifest: Mapping[str, Any]) -> N
                 fix="do not use this artifact; publish it again",
             )
     tag = reference.tag or ""
-    if VERSION_TAG.fullmatch(tag) and reference.digest is None and tag != manifest["version"]:
+    if reference.digest is None and tag.startswith("content-") and tag != content_tag(manifest):
+        raise IntegrityError(f"the tag {tag} holds another content", fix="somebody moved it: do not use it")
+    if VERSION_NAME.fullmatch(tag) and reference.digest is None and tag != manifest["version"]:
         raise IntegrityError(
             f"the tag {tag} holds the version {_plain(str(manifest['version']))}",
             fix="somebody moved it: do not use it",
         )
+
+
+def content_tag(manifest: Mapping[str, Any]) -> str:
+    """The tag that names an artifact's content."""
+    return f"content-{manifest['digest'][:16]}"
 
 
 def _settle(partial: Path, folder: Path) -> None:
@@ -306,12 +335,20 @@ def _settle(partial: Path, folder: Path) -> None:
         fsync(path)
     for path in (*(p for p in partial.rglob("*") if p.is_dir()), partial):
         fsync(path)
+    partial.chmod(folder.stat().st_mode & 0o777 if folder.is_dir() else 0o777 & ~_umask())
     if folder.is_dir():
         exchange(partial, folder)
-        remove_tree(partial)
     else:
         partial.rename(folder)
     fsync(folder.parent)
+
+
+def _umask() -> int:
+    """This process's: the kernel tells it, so that it need not be changed to be known."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("Umask:")).split()[1], 8)
+    return 0o022
 
 
 def _cache() -> Path:

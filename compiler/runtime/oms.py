@@ -86,7 +86,7 @@ def _sign(folder: str, key: str, password: str | None, certificates: list[str]) 
             config.use_elliptic_key_signer(private_key=private)
         bundle = Path(work) / "bundle"
         config.sign(folder, bundle)
-        return {"bundle": bundle.read_text(encoding="utf-8")}
+        return {"bundle": bundle.read_text(encoding="utf-8"), "public_key": _public(pem)}
 
 
 def _verify(folder: str, bundle: str, kind: str, hint: str, keys: list[str], certificates: list[str]) -> dict[str, Any]:
@@ -135,6 +135,13 @@ def _private_key(path: Path, password: bytes | None) -> bytes:
         raise UsageError(f"{path} is no key on an elliptic curve")
     _check_curve(key, path)
     return bytes(key.private_bytes(s.Encoding.PEM, s.PrivateFormat.PKCS8, s.NoEncryption()))
+
+
+def _public(private: bytes) -> str:
+    from cryptography.hazmat.primitives import serialization as s
+
+    key = s.load_pem_private_key(private, None).public_key()
+    return str(key.public_bytes(s.Encoding.PEM, s.PublicFormat.SubjectPublicKeyInfo), "ascii")
 
 
 def _fingerprint(path: str) -> str:

@@ -77,7 +77,7 @@ def check(folder: Path, policy: Policy | None = None, installed: Mapping[str, An
         signer = f"{bundle.kind} {signer or bundle.hint[:16]}"
     if provenance == "unsigned" and state == "verified":
         provenance = "verified"
-    _demands(manifest, policy, installed)
+    demand(manifest, policy, installed)
     return Trust(manifest, len(manifest["files"]), state, signer, provenance)
 
 
@@ -113,7 +113,13 @@ def _provenance(folder: Path, manifest: Mapping[str, Any], policy: Policy) -> st
     return "unsigned"
 
 
-def _demands(manifest: Mapping[str, Any], policy: Policy, installed: Mapping[str, Any] | None) -> None:
+def demand(manifest: Mapping[str, Any], policy: Policy | None, installed: Mapping[str, Any] | None) -> None:
+    """Refuses an artifact that the policy (or, without one, that of the environment) does not allow.
+
+    Raises:
+        IntegrityError: its model, target or status is not allowed, or it is to replace what it may not.
+    """
+    policy = policy or chosen() or Policy()
     for what, value, allowed in (
         ("model", manifest["model"], policy.models),
         ("target", manifest["target"], policy.targets),

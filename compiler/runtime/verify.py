@@ -5,6 +5,7 @@ Who made it is `compiler.runtime.trust`'s to say.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ SIGNATURE = "model.sig"
 SIDECARS = (PROVENANCE, SIGNATURE)
 """What may lie beside the files of a version without being named: it is made when the version is published."""
 SCHEMA_VERSION = 1
+VERSION = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}")
+CREATED = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
 MAX_MANIFEST_BYTES = 4 << 20
 """As a value in memory it may take fifty times that."""
 
@@ -103,6 +106,8 @@ def _check_shape(manifest: Any) -> None:
     """
     if not isinstance(manifest, dict) or manifest["schema_version"] != SCHEMA_VERSION:
         raise ValueError(f"schema_version {SCHEMA_VERSION} is what this version reads")
+    if not VERSION.fullmatch(manifest["version"]) or not CREATED.fullmatch(manifest["created"]):
+        raise ValueError("version or created is not as builds write it")
     text = {"model", "target", "version", "digest", "status", "selected_because", "baseline"}
     lists = {"files", "candidates", "verdicts", "measured_on", "steps"}
     tables = {"signature", "preprocessing", "weights", "budget", "environment", "config", "data"}
