@@ -18,26 +18,33 @@ from compiler.errors import CompilerError, ConfigError, StepError
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 FICLONE = 0x40049409
 """Linux's ioctl that makes a file share another's blocks (btrfs, XFS, bcachefs); others refuse it."""
+NAMED_WRONG = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
+"""Errors that another path mends."""
 
 
 @contextlib.contextmanager
-def explain_os_errors(root: Path) -> Iterator[None]:
-    """Turns a full disk and a read-only folder into errors that say what to do."""
+def explain_os_errors(root: Path, hint: str = "") -> Iterator[None]:
+    """Turns a full disk and a read-only folder into errors that say what to do; `hint` as in `explained`."""
     try:
         yield
     except OSError as error:
-        raise explained(error, root) from error
+        raise explained(error, root, hint) from error
 
 
-def explained(error: OSError, root: Path) -> CompilerError:
-    """The error the user sees for an operating-system error below `root`."""
+def explained(error: OSError, root: Path, hint: str = "") -> CompilerError:
+    """The error the user sees for an operating-system error below `root`.
+
+    `hint`: what to do about a full disk, where `root` is no folder of artifacts that a build writes.
+    """
+    if hint:
+        return _explained_elsewhere(error, root, hint)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StepError(
             f"no space left where {root} lies",
             fix="free some space (python -m compiler store gc) or set artifacts_dir to another disk, then run again: "
             "finished steps are kept",
         )
-    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
+    if error.errno in NAMED_WRONG:
         return ConfigError(
             f"cannot write below {root}: {error.strerror}", fix="set artifacts_dir to a folder that you may write to"
         )
@@ -48,6 +55,21 @@ def explained(error: OSError, root: Path) -> CompilerError:
     return StepError(
         f"cannot read or write below {root}: {error.strerror or error}",
         fix="check the disk, then run again: finished steps are kept",
+    )
+
+
+def _explained_elsewhere(error: OSError, root: Path, hint: str) -> CompilerError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StepError(f"no space left where {root} lies", fix=hint)
+    if error.errno in NAMED_WRONG:
+        return ConfigError(
+            f"cannot use {str(root)[:200]}: {error.strerror}", fix="choose a folder that you may read and write"
+        )
+    if error.errno == errno.EXDEV:
+        return ConfigError(f"{root} is spread over several file systems", fix="keep it all on one: no links")
+    return StepError(
+        f"cannot read or write below {root}: {error.strerror or error}",
+        fix="check the disk, then give the same command again",
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from compiler.disk import copy, explain_os_errors
-from compiler.errors import ConfigError, GateError, IntegrityError
+from compiler.errors import CompilerError, ConfigError, GateError, IntegrityError
 from compiler.html import render
 from compiler.provenance import statement
 from compiler.registries import Registry, connect
@@ -80,7 +80,7 @@ def publish(
     notes: list[str] = []
     newest = _image(registry, reference, LATEST)
     _check_home(reference, newest, manifest)
-    tags = _tags(reference, manifest, newest, notes)
+    tags = _tags(reference, manifest)
     with tempfile.TemporaryDirectory(prefix="publish-") as temporary:
         layers = _layers(place, manifest, forced)
         known = _image(registry, reference, manifest["version"])
@@ -89,7 +89,18 @@ def publish(
         signature = _signature(place, layers, registry, known, signer, Path(temporary), notes)
         layers += [Layer(SIGNATURE, SIGNATURE_LAYER, signature)] if signature else []
         layers.append(Layer(REPORT, "text/html", _report(manifest, forced)))
-        sent = send(registry, layers, _annotations(manifest, forced), tags, tell)
+        stayed: list[str] = []
+
+        def stays(tag: str, held: bytes) -> bool:
+            """`latest` goes forward only, unless it is asked for: looked at directly before it would move."""
+            if tag == LATEST != reference.tag and _created(held) > manifest["created"]:
+                stayed.append(tag)
+            return tag in stayed
+
+        sent = send(registry, layers, _annotations(manifest, forced), tags, tell, unless=stays)
+    if stayed:
+        notes.append(f"latest stays where it is: what it leads to was created after {manifest['created']}")
+    tags = [tag for tag in tags if tag not in stayed]
     return Published(reference.pinned(sent.digest), tags, sent.bytes_sent, sent.bytes_in_all, notes, bool(signature))
 
 
@@ -122,8 +133,8 @@ def _check_home(reference: Reference, newest: Image | None, manifest: dict[str, 
             )
 
 
-def _tags(reference: Reference, manifest: dict[str, Any], newest: Image | None, notes: list[str]) -> list[str]:
-    """The version, the content, the reference's own; `latest` last, and only forward unless it is asked for."""
+def _tags(reference: Reference, manifest: dict[str, Any]) -> list[str]:
+    """The version, the content, the reference's own; `latest` last."""
     tags = [manifest["version"], content_tag(manifest)]
     if reference.tag is not None and reference.tag not in (*tags, LATEST):
         if VERSION_NAME.fullmatch(reference.tag):
@@ -131,12 +142,15 @@ def _tags(reference: Reference, manifest: dict[str, Any], newest: Image | None, 
                 f"the tag {reference.tag} is another version's name", fix=f"this is the version {manifest['version']}"
             )
         tags.append(reference.tag)
-    there = newest.annotations.get(CREATED, "") if newest is not None else ""
-    if there > manifest["created"] and reference.tag != LATEST:
-        notes.append(f"latest stays where it is: what it leads to was created later ({_plain(there)})")
-    else:
-        tags.append(LATEST)
-    return tags
+    return [*tags, LATEST]
+
+
+def _created(held: bytes) -> str:
+    """When the artifact of a manifest was made; empty where it is none of ours."""
+    try:
+        return parse(held, LATEST).annotations.get(CREATED, "")
+    except CompilerError:
+        return ""
 
 
 def _layers(folder: Path, manifest: dict[str, Any], forced: bool) -> list[Layer]:

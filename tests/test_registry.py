@@ -21,7 +21,7 @@ from registry_server import PASSWORD, Server, needs
 
 from compiler import runtime
 from compiler.errors import IntegrityError, StepError
-from compiler.registries import connect, oci, remote
+from compiler.registries import connect, oci, remote, upload
 from compiler.registries.oci import digest_of
 from compiler.registries.patience import Patience
 from compiler.registries.reference import parse
@@ -549,7 +549,7 @@ def test_upload_is_completed_after_the_server_was_killed_and_started_again(
     inside: bool, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between two chunks it goes on where it was. This server cannot after it died inside one: the file begins anew."""
-    monkeypatch.setattr(remote, "UPLOAD_CHUNK", 2 * MEGABYTE)
+    monkeypatch.setattr(upload, "UPLOAD_CHUNK", 2 * MEGABYTE)
     files = [tmp_path / "large", tmp_path / "small"]
     for number, file in enumerate(files):
         file.write_bytes(np.random.default_rng(number).bytes((40, 3)[number] * MEGABYTE))
@@ -558,13 +558,13 @@ def test_upload_is_completed_after_the_server_was_killed_and_started_again(
     send(registry, [small], {}, ["v0"])
     killer = Killer(server, 24 * MEGABYTE + 3 * MEGABYTE)
     if not inside:
-        send_chunk = remote.Upload._send
+        send_chunk = upload.Upload._send
 
-        def and_die(upload: remote.Upload, count: int) -> None:
-            send_chunk(upload, count)
-            killer(upload._there + 3 * MEGABYTE, 0)
+        def and_die(sending: upload.Upload, count: int) -> None:
+            send_chunk(sending, count)
+            killer(sending._there + 3 * MEGABYTE, 0)
 
-        monkeypatch.setattr(remote.Upload, "_send", and_die)
+        monkeypatch.setattr(upload.Upload, "_send", and_die)
     told: list[int] = []
     layers = [Layer("large", "application/octet-stream", files[0]), small]
     sent = send(registry, layers, {}, ["v1"], killer if inside else lambda done, _total: told.append(done))

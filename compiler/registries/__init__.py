@@ -1,7 +1,8 @@
 """Where finished artifacts go and come from: an OCI image-layout folder, or any OCI registry.
 
 A registry is four calls (`Registry`); whatever it answers is data, and `transfer` verifies it. Another kind of
-registry is a module here with a class of these four, and a line in `connect`.
+registry is a module here with a class of these four, and a line in `connect`. What waits for long in one of them asks
+`workers.current()` whether the transfer has ended.
 """
 
 from __future__ import annotations
@@ -15,6 +16,10 @@ from compiler.registries.reference import Reference
 
 Tell = Callable[[int], None]
 """Is told how many more bytes have gone through."""
+Unless = Callable[[str, bytes], bool]
+"""Is asked, with a tag and the manifest that it leads to now, whether the tag is to stay where it is."""
+GO_ON = "free some space or choose another place; the next call goes on where this one was"
+"""What to do about a full disk: the hint for `compiler.disk.explained`."""
 
 
 class Registry(Protocol):
@@ -30,10 +35,13 @@ class Registry(Protocol):
             Broken: the connection broke; asking again from where it broke may do.
         """
 
-    def write(self, blob: Descriptor, source: Path | bytes, tags: Sequence[str], tell: Tell) -> bool:
+    def write(
+        self, blob: Descriptor, source: Path | bytes, tags: Sequence[str], tell: Tell, unless: Unless | None = None
+    ) -> bool:
         """Stores a blob, or a manifest under `tags`; False where it was there and nothing was sent.
 
-        Readers see it whole or not at all. A manifest's blobs are written before it.
+        Readers see it whole or not at all. A manifest's blobs are written before it. `unless` is asked about each tag
+        that leads somewhere, directly before that tag is moved: in a layout nobody can move it in between.
         """
 
     def tags(self) -> list[str]:

@@ -38,7 +38,10 @@ def resolve(host: str, port: int) -> list[str]:
     Raises:
         OSError: the name is unknown.
     """
-    found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+    except UnicodeError:  # what no name can be: a part that is empty or too long
+        raise socket.gaierror(socket.EAI_NONAME, "no name") from None
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 

@@ -6,7 +6,6 @@ redirect nor a name that resolves anew leads into a network that the registry is
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import http.client
 import socket
@@ -15,17 +14,21 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 from compiler.canonical import CHUNK
 from compiler.errors import IntegrityError, StepError
 from compiler.foreign_json import parse_json
 from compiler.registries import Broken, addresses
+from compiler.registries.workers import current
 
 CONNECT_S = 20
-ANSWER_S = 120
+ANSWER_S = 30.0
+"""Without a byte: shorter than `patience.PATIENCE_S`, so that a stall is tried again."""
 MAX_TEXT_BYTES = 1 << 20
 """Of an answer that is neither a blob nor a manifest."""
+PASSING = (408, 429, 500, 502, 503, 504)
+"""Statuses of a server that may do better in a moment."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +70,9 @@ class Answer:
     """A response whose body is still to be read; closing it early gives up its connection."""
 
     def __init__(
-        self, origin: Origin, response: http.client.HTTPResponse, connection: http.client.HTTPConnection
+        self, origin: Origin, path: str, response: http.client.HTTPResponse, connection: http.client.HTTPConnection
     ) -> None:
-        self.origin, self.status, self.headers = origin, response.status, response.headers
+        self.origin, self.path, self.status, self.headers = origin, path, response.status, response.headers
         self._response, self._connection = response, connection
 
     def __enter__(self) -> Answer:
@@ -111,6 +114,23 @@ class Answer:
         except ValueError:
             return None
 
+    def errors(self) -> tuple[str, str]:
+        """The code of the first error that the body tells of, and the registry's words for it, fit to be shown."""
+        record = self.record()
+        found = record.get("errors") if isinstance(record, dict) else None
+        first = found[0] if isinstance(found, list) and found and isinstance(found[0], dict) else {}
+        said = f"{first.get('code', '')} {first.get('message', '')}"
+        return str(first.get("code", "")), "".join(c for c in said if c.isprintable())[:200].strip()
+
+    def leads_to(self) -> tuple[Origin, str]:
+        """Where its `Location` is, seen from what was asked for. Raises IntegrityError where that is no address."""
+        asked = f"{self.origin.scheme}://{self.origin.netloc}{self.path}"
+        try:
+            url = urljoin(asked, self.headers.get("Location") or "")
+        except ValueError:
+            url = ""
+        return origin_of(url)
+
 
 class Http:
     """Connections, one a thread and origin, that are used again."""
@@ -120,7 +140,6 @@ class Http:
         self._home = home
         self._range: str | None = None
         self._mine = threading.local()
-        self._open: list[http.client.HTTPConnection] = []
 
     @property
     def home_range(self) -> str:
@@ -131,11 +150,18 @@ class Http:
         return self._range
 
     def ask(
-        self, method: str, origin: Origin, path: str, headers: Mapping[str, str], body: bytes | Iterable[bytes] | None
+        self,
+        method: str,
+        origin: Origin,
+        path: str,
+        headers: Mapping[str, str],
+        body: bytes | Iterable[bytes] | None,
+        answer_s: float = ANSWER_S,
     ) -> Answer:
-        """One request, one response.
+        """One request, one response, which has `answer_s` to begin and to go on after each piece.
 
         Raises:
+            Stopped: the transfer has ended.
             Broken: no connection, or it was lost.
             IntegrityError: the origin lies where the registry may not lead.
             StepError: the host's name is unknown, or its certificate is not to be trusted.
@@ -144,15 +170,16 @@ class Http:
             raise IntegrityError(
                 f"{origin.netloc} is to be asked without TLS", fix="only a registry on this machine needs no TLS"
             )
+        current().check()
         connection = self._connection(origin)
         used = connection.sock is not None
         sent = {"User-Agent": "target-model-compiler", "Accept-Encoding": "identity", **headers}
         try:
-            return self._once(connection, method, origin, path, sent, body)
+            return self._once(connection, method, origin, path, sent, body, answer_s)
         except (http.client.HTTPException, ConnectionError) as error:
             connection.close()
             if used and (body is None or isinstance(body, bytes)):  # the server had closed what lay idle
-                return self._again(connection, method, origin, path, sent, body)
+                return self._again(connection, method, origin, path, sent, body, answer_s)
             raise Broken(_words(error)) from error
         except ssl.SSLCertVerificationError as error:
             raise StepError(
@@ -163,38 +190,34 @@ class Http:
             connection.close()
             raise Broken(_words(error)) from error
 
-    def _again(self, connection: Any, method: str, origin: Origin, path: str, sent: Any, body: Any) -> Answer:
+    def _again(self, connection: Any, *request: Any) -> Answer:
         try:
-            return self._once(connection, method, origin, path, sent, body)
+            return self._once(connection, *request)
         except (http.client.HTTPException, OSError) as error:
             connection.close()
             raise Broken(_words(error)) from error
 
     @staticmethod
-    def _once(connection: Any, method: str, origin: Origin, path: str, sent: Any, body: Any) -> Answer:
+    def _once(connection: Any, method: str, origin: Origin, path: str, sent: Any, body: Any, answer_s: float) -> Answer:
+        if connection.sock is None:
+            connection.connect()
+        connection.sock.settimeout(answer_s)
         try:
             connection.request(method, path, body=body, headers=sent)
         except (BrokenPipeError, ConnectionResetError) as error:
             if connection.sock is None:
                 raise
             try:  # it may have answered before it had read everything
-                return Answer(origin, connection.getresponse(), connection)
+                return Answer(origin, path, connection.getresponse(), connection)
             except (http.client.HTTPException, OSError):
                 raise error from None
-        return Answer(origin, connection.getresponse(), connection)
-
-    def close(self) -> None:
-        """Closes every connection."""
-        for connection in self._open:
-            with contextlib.suppress(OSError):
-                connection.close()
+        return Answer(origin, path, connection.getresponse(), connection)
 
     def _connection(self, origin: Origin) -> http.client.HTTPConnection:
         mine: dict[Origin, http.client.HTTPConnection] = self._mine.__dict__.setdefault("connections", {})
         if origin not in mine:
             made = (_Tls if origin.scheme == "https" else _Plain)(origin, self._dial)
             mine[origin] = made
-            self._open.append(made)
         return mine[origin]
 
     def _dial(self, host: str, port: int) -> socket.socket:
@@ -219,8 +242,20 @@ class Http:
         raise last
 
 
+class _Response(http.client.HTTPResponse):
+    """One whose chunks cannot have a size below zero: Python's own takes -1 for all that comes, into memory."""
+
+    def _read_next_chunk_size(self) -> int:
+        size: int = super()._read_next_chunk_size()  # type: ignore[misc]
+        if size < 0:
+            raise ValueError("a chunk's size")  # what it raises for any that is none
+        return size
+
+
 class _Plain(http.client.HTTPConnection):
     """HTTP over a socket that `dial` makes."""
+
+    response_class = _Response
 
     def __init__(self, origin: Origin, dial: Callable[[str, int], socket.socket]) -> None:
         super().__init__(origin.host, origin.port)
@@ -229,6 +264,7 @@ class _Plain(http.client.HTTPConnection):
     def connect(self) -> None:
         """Called by the first request, and after the connection was closed."""
         self.sock = self._dial(self.host, self.port)
+        current().watch(self.sock)
 
 
 class _Tls(_Plain):
@@ -240,6 +276,7 @@ class _Tls(_Plain):
         """As above."""
         super().connect()
         self.sock = _context().wrap_socket(self.sock, server_hostname=self.host)
+        current().watch(self.sock)
 
 
 @functools.cache

@@ -13,20 +13,28 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from compiler.canonical import CHUNK
-from compiler.disk import explained, fsync, make_folder, write_atomically
+from compiler.disk import explain_os_errors, fsync, make_folder, write_atomically
 from compiler.errors import ConfigError, IntegrityError
 from compiler.foreign_json import parse_json
-from compiler.registries import Tell
-from compiler.registries.oci import ARTIFACT_TYPE, INDEX_TYPE, MANIFEST_TYPE, MAX_MANIFEST_BYTES, Descriptor
+from compiler.registries import GO_ON, Tell, Unless
+from compiler.registries.oci import (
+    ARTIFACT_TYPE,
+    INDEX_TYPE,
+    MANIFEST_TYPE,
+    MAX_MANIFEST_BYTES,
+    Descriptor,
+    digest_of,
+)
 from compiler.registries.reference import DIGEST, TAG
+from compiler.registries.workers import hashed, pieces
 
 MARK = "oci-layout"
 VERSION = "1.0.0"
 INDEX = "index.json"
 REF_NAME = "org.opencontainers.image.ref.name"
+WRITING = ".writing-"
 OWN = (MARK, INDEX, "blobs")
 MAX_INDEX_BYTES = 64 << 20
 
@@ -36,33 +44,55 @@ class Layout:
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        self._swept = False
 
     def manifest(self, name: str) -> bytes | None:
         """See `Registry`."""
-        digest = name if DIGEST.fullmatch(name) else self._tagged().get(name)
-        if digest is None:
-            return None
-        try:
-            with self._open(f"blobs/sha256/{digest.removeprefix('sha256:')}") as stream:
-                return stream.read(MAX_MANIFEST_BYTES + 1)
-        except FileNotFoundError:
-            return None
+        with self._explained():
+            size = None
+            if DIGEST.fullmatch(name):
+                digest = name
+            else:
+                entry = self._tagged().get(name)
+                if entry is None:
+                    return None
+                digest, size = entry["digest"], entry.get("size")
+            try:
+                with self._open(f"blobs/sha256/{digest.removeprefix('sha256:')}") as stream:
+                    data = stream.read(MAX_MANIFEST_BYTES + 1)
+            except FileNotFoundError:
+                return None
+        if len(data) <= MAX_MANIFEST_BYTES and (digest_of(data) != digest or size not in (None, len(data))):
+            raise IntegrityError(
+                f"the manifest of {self._root}:{name} does not match its digest {digest}",
+                fix="do not use this layout: it is damaged or was altered; publish the artifact again",
+            )
+        return data
 
     def read(self, blob: Descriptor, start: int) -> Iterator[bytes]:
         """See `Registry`."""
-        try:
-            with self._open(self._place(blob)) as stream:
+        lost = "publish the artifact again"
+        with self._explained():
+            try:
+                stream = self._open(self._place(blob))
+            except FileNotFoundError:
+                raise IntegrityError(f"{self._root} lacks {blob.name or 'a blob'} ({blob.digest})", fix=lost) from None
+            with stream:
+                size = os.fstat(stream.fileno()).st_size
+                if size < blob.size:
+                    raise IntegrityError(
+                        f"{blob.name or 'a blob'} does not match its digest {blob.digest}: {self._root} holds "
+                        f"{size:,} of its {blob.size:,} bytes",
+                        fix=lost,
+                    )
                 stream.seek(start)
-                while piece := stream.read(CHUNK):
-                    yield piece
-        except FileNotFoundError:
-            raise IntegrityError(
-                f"{self._root} lacks {blob.name or 'a blob'} ({blob.digest})", fix="publish the artifact again"
-            ) from None
+                yield from pieces(stream)
 
-    def write(self, blob: Descriptor, source: Path | bytes, tags: Sequence[str], tell: Tell) -> bool:
+    def write(
+        self, blob: Descriptor, source: Path | bytes, tags: Sequence[str], tell: Tell, unless: Unless | None = None
+    ) -> bool:
         """See `Registry`."""
-        try:
+        with self._explained():
             self._begin()
             there = self._is_there(blob)
             if there:
@@ -70,14 +100,18 @@ class Layout:
             else:
                 self._store(blob, source, tell)
             if blob.media_type == MANIFEST_TYPE:
-                self._tag(blob, tags)
-        except OSError as error:
-            raise explained(error, self._root) from error
+                self._tag(blob, tags, unless)
         return not there
 
     def tags(self) -> list[str]:
         """See `Registry`."""
-        return sorted(self._tagged())
+        with self._explained():
+            return sorted(self._tagged())
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        with explain_os_errors(self._root, GO_ON):
+            yield
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
@@ -133,12 +167,13 @@ class Layout:
         found: dict[str, Any] = index
         return found
 
-    def _tagged(self) -> dict[str, str]:
+    def _tagged(self) -> dict[str, dict[str, Any]]:
+        """Tag -> the entry of the index."""
         found = {}
         for entry in self._index()["manifests"]:
             tag = entry.get("annotations", {}).get(REF_NAME)
             if isinstance(tag, str) and TAG.fullmatch(tag) and DIGEST.fullmatch(entry["digest"]):
-                found[tag] = entry["digest"]
+                found[tag] = entry
         return found
 
     @staticmethod
@@ -151,6 +186,7 @@ class Layout:
         """Makes the folder a layout, if it is empty or none yet."""
         self._index()  # refuses a folder of other things
         if (self._root / MARK).exists():
+            self._sweep()
             return
         make_folder(self._root / "blobs" / "sha256")
         with self._alone():
@@ -175,43 +211,72 @@ class Layout:
             with self._open(self._place(blob)) as stream:
                 if os.fstat(stream.fileno()).st_size != blob.size:
                     return False
-                return "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest() == blob.digest
+                return "sha256:" + str(hashed(stream).hexdigest()) == blob.digest
         except FileNotFoundError:
             return False
+
+    def _sweep(self) -> None:
+        """Removes what writers left that were killed: a living one holds a lock on its file."""
+        if self._swept:
+            return
+        self._swept = True
+        for left in (self._root / "blobs" / "sha256").glob(f"{WRITING}*"):
+            try:
+                handle = os.open(left, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            except OSError:
+                continue
+            try:
+                with contextlib.suppress(OSError):
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    left.unlink()
+            finally:
+                os.close(handle)
 
     def _store(self, blob: Descriptor, source: Path | bytes, tell: Tell) -> None:
         folder = self._root / "blobs" / "sha256"
         seen = hashlib.sha256()
-        handle, temporary = tempfile.mkstemp(prefix=".", dir=folder)
+        ours, temporary = _locked(folder)
         try:
-            with os.fdopen(handle, "wb") as ours:
+            with ours:
                 for piece in _pieces(source):
                     seen.update(piece)
                     ours.write(piece)
                     tell(len(piece))
+                if "sha256:" + seen.hexdigest() != blob.digest:
+                    raise IntegrityError(
+                        f"{blob.name or 'a file'} changed while it was published", fix="publish it again"
+                    )
                 ours.flush()
+                os.fchmod(ours.fileno(), 0o444)
                 os.fsync(ours.fileno())
-            if "sha256:" + seen.hexdigest() != blob.digest:
-                raise IntegrityError(f"{blob.name or 'a file'} changed while it was published", fix="publish it again")
-            os.chmod(temporary, 0o444)  # noqa: PTH101 - mkstemp gives a string
-            Path(temporary).replace(self._root / self._place(blob))
+                temporary.replace(self._root / self._place(blob))
             fsync(folder)
         except BaseException:
             with contextlib.suppress(OSError):
-                Path(temporary).unlink(missing_ok=True)
+                temporary.unlink(missing_ok=True)
             raise
 
-    def _tag(self, blob: Descriptor, tags: Sequence[str]) -> None:
+    def _tag(self, blob: Descriptor, tags: Sequence[str], unless: Unless | None) -> None:
         with self._alone():
-            kept = [e for e in self._index()["manifests"] if e.get("annotations", {}).get(REF_NAME) not in tags]
+            moved = [tag for tag in tags if unless is None or not self._stays(tag, unless)]
+            kept = [e for e in self._index()["manifests"] if e.get("annotations", {}).get(REF_NAME) not in moved]
             made = [
                 {
                     "mediaType": MANIFEST_TYPE, "artifactType": ARTIFACT_TYPE, "digest": blob.digest, "size": blob.size,
                     "annotations": {REF_NAME: tag},
                 }
-                for tag in tags
+                for tag in moved
             ]  # fmt: skip
             self._write_index([*kept, *made])
+            for left in self._root.glob(f".{INDEX}.*"):  # of a writer that was killed: this one is alone
+                left.unlink(missing_ok=True)
+
+    def _stays(self, tag: str, unless: Unless) -> bool:
+        try:
+            held = self.manifest(tag)
+        except IntegrityError:  # damaged: there is nothing to be kept
+            return False
+        return held is not None and unless(tag, held)
 
     def _write_index(self, entries: list[dict[str, Any]]) -> None:
         entries = sorted(entries, key=lambda e: (str(e.get("annotations", {}).get(REF_NAME)), e["digest"]))
@@ -219,10 +284,19 @@ class Layout:
         write_atomically(self._root / INDEX, json.dumps(index, indent=1).encode())
 
 
+def _locked(folder: Path) -> tuple[BinaryIO, Path]:
+    """A new file with a lock on it, which says that its writer lives."""
+    while True:
+        handle, name = tempfile.mkstemp(prefix=WRITING, dir=folder)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:  # nobody swept it away before it was locked
+            return os.fdopen(handle, "wb"), Path(name)
+        os.close(handle)
+
+
 def _pieces(source: Path | bytes) -> Iterator[bytes]:
     if isinstance(source, bytes):
         yield source
         return
     with source.open("rb") as stream:
-        while piece := stream.read(CHUNK):
-            yield piece
+        yield from pieces(stream)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 import re
 from dataclasses import dataclass
 
@@ -11,7 +12,9 @@ from compiler.errors import ConfigError
 LATEST = "latest"
 TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-HOST = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
+LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+HOST = re.compile(rf"(?:{LABEL}(?:\.{LABEL})*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{{1,5}})?")
+MAX_HOST = 253
 PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 REPOSITORY = re.compile(rf"{PART}(?:/{PART})*")
 """As the OCI distribution specification 1.1 has them."""
@@ -77,10 +80,23 @@ def parse(text: str) -> Reference:
     repository, colon, tag = path.partition(":")
     if not HOST.fullmatch(host) or not REPOSITORY.fullmatch(repository) or len(repository) > 255:
         raise ConfigError(f"{text[:200]!r} is no reference", fix=f"{FORMS}; repositories are in lower case")
+    if len(host) > MAX_HOST or not _is_address(host):
+        raise ConfigError(f"{host[:100]!r} is no host", fix=FORMS)
     port = host.rpartition(":")[2] if re.search(r":[0-9]+$", host) else ""
     if port and not 0 < int(port) < 65536:
         raise ConfigError(f"{text[:200]!r} has no port that there is", fix=FORMS)
     return Reference("oci", host.lower(), repository, _tag(text, tag) if colon else None, digest)
+
+
+def _is_address(host: str) -> bool:
+    """Whether what stands in brackets, if anything does, is an address."""
+    if not host.startswith("["):
+        return True
+    try:
+        ipaddress.IPv6Address(host[1:].partition("]")[0])
+    except ValueError:
+        return False
+    return True
 
 
 def _file(text: str) -> Reference:

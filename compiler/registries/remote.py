@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 import functools
+import random
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import quote, urljoin
+from urllib.parse import quote
 
-from compiler.canonical import CHUNK
 from compiler.errors import IntegrityError, StepError
-from compiler.registries import Broken, Tell, addresses
-from compiler.registries.http import Answer, Http, Origin, origin_of
-from compiler.registries.oci import INDEX_TYPE, MANIFEST_TYPE, MAX_MANIFEST_BYTES, Descriptor
+from compiler.registries import Broken, Tell, Unless, addresses
+from compiler.registries.http import ANSWER_S, PASSING, Answer, Http, Origin, origin_of
+from compiler.registries.oci import INDEX_TYPE, MANIFEST_TYPE, MAX_MANIFEST_BYTES, Descriptor, digest_of
 from compiler.registries.patience import Patience
-from compiler.registries.reference import TAG
+from compiler.registries.reference import DIGEST, TAG
 from compiler.registries.sign_in import SignIn, refused
+from compiler.registries.upload import NUMBER, Upload
+from compiler.registries.workers import current
 
-UPLOAD_CHUNK = 32 << 20
-"""Of one PATCH: what a broken connection costs at most."""
-MAX_CHUNK = 1 << 30
 MAX_REDIRECTS = 5
 MAX_TAGS = 100_000
 PAGE = 1000
+RACES = 5
+"""How often a manifest is put: docker-registry answers DIGEST_INVALID where another client puts one to the same tag."""
+CONTENT_RANGE = re.compile(r"bytes (?:\*|([0-9]{1,18})-[0-9]{1,18})/(?:\*|([0-9]{1,18}))")
 
 T = TypeVar("T")
+
+
+class Refused(StepError):
+    """What the registry will not do, with the code that it gave for it."""
+
+    def __init__(self, message: str, *, fix: str, code: str) -> None:
+        super().__init__(message, fix=fix)
+        self.code = code
 
 
 class Remote:
@@ -34,7 +45,7 @@ class Remote:
         self._host = host
         self._http = Http(host)
         self._base = f"/v2/{repository}/"
-        self._scope = f"repository:{repository}:{'pull,push' if writing else 'pull'}"
+        self._repository, self._actions = repository, "pull,push" if writing else "pull"
         self._known: tuple[Origin, SignIn] | None = None
 
     # -- the four calls ----------------------------------------------------------------------------------------------
@@ -46,22 +57,30 @@ class Remote:
             accepted = {
                 "Accept": f"{MANIFEST_TYPE}, {INDEX_TYPE}, application/vnd.docker.distribution.manifest.v2+json"
             }
-            with self._ask("GET", f"manifests/{name}", accepted, follow=True) as answer:
+            with self.ask("GET", f"manifests/{name}", accepted, follow=True) as answer:
                 if answer.status == 404:
                     return None
-                self._expect(answer, 200)
-                return answer.text(MAX_MANIFEST_BYTES)
+                self.expect(answer, 200)
+                data = answer.text(MAX_MANIFEST_BYTES)
+                said = answer.headers.get("Docker-Content-Digest") or ""
+                if DIGEST.fullmatch(said) and said != digest_of(data):
+                    raise IntegrityError(
+                        f"{answer.origin.netloc} gives {digest_of(data)} for the manifest {said}",
+                        fix="do not use this registry",
+                    )
+                return data
 
         return self._patiently(ask)
 
     def read(self, blob: Descriptor, start: int) -> Iterator[bytes]:
         """See `Registry`."""
         wanted = {"Range": f"bytes={start}-"} if start else {}
-        with self._ask("GET", f"blobs/{blob.digest}", wanted, follow=True) as answer:
-            if answer.status in (429, 500, 502, 503, 504):
-                raise Broken(f"HTTP {answer.status}")
-            skip = start if answer.status == 200 else 0  # a server that gives no parts
-            self._expect(answer, 206 if start and not skip else 200)
+        with self.ask("GET", f"blobs/{blob.digest}", wanted, follow=True) as answer:
+            first = _check_part(answer, blob, start)
+            self.expect(answer, 200, 206)
+            skip = start if answer.status == 200 else start - first  # a server that gives no parts, or another one
+            if skip < 0:
+                raise Broken(f"{answer.origin.netloc} gives another part than it was asked for")
             for piece in answer.pieces():
                 if skip >= len(piece):
                     skip -= len(piece)
@@ -69,17 +88,21 @@ class Remote:
                 yield piece[skip:]
                 skip = 0
 
-    def write(self, blob: Descriptor, source: Path | bytes, tags: Sequence[str], tell: Tell) -> bool:
+    def write(
+        self, blob: Descriptor, source: Path | bytes, tags: Sequence[str], tell: Tell, unless: Unless | None = None
+    ) -> bool:
         """See `Registry`. A blob that is there already is not sent again; one half sent is gone on with."""
         if blob.media_type == MANIFEST_TYPE:
             assert isinstance(source, bytes)
             for tag in tags:
-                self._patiently(functools.partial(self._put_manifest, tag, source))
+                held = self.manifest(tag) if unless is not None else None
+                if unless is None or held is None or not unless(tag, held):
+                    self._patiently(functools.partial(self._put_manifest, tag, source))
             return True
-        if self._patiently(lambda: self._has(blob)):
+        if self._patiently(lambda: self.has(blob)):
             tell(blob.size)
             return False
-        Upload(self, blob, source, tell).run()
+        Upload(self, self._host, blob, source, tell).run()
         return True
 
     def tags(self) -> list[str]:
@@ -95,13 +118,14 @@ class Remote:
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
-    def _ask(
+    def ask(
         self,
         method: str,
         path: str,
         headers: dict[str, str] | None = None,
         body: bytes | Callable[[], Iterable[bytes]] | None = None,
         follow: bool = False,
+        answer_s: float = ANSWER_S,
     ) -> Answer:
         """One request to the registry, signed in where it asks for it; `path` is below the repository, or absolute."""
         home, sign_in = self._home()
@@ -110,29 +134,25 @@ class Remote:
         for _ in range(MAX_REDIRECTS + 3):
             shown = sign_in.header(origin)
             answer = self._http.ask(
-                method, origin, path, {**(headers or {}), **shown}, body() if callable(body) else body
+                method, origin, path, {**(headers or {}), **shown}, body() if callable(body) else body, answer_s
             )
             if answer.status == 401 and origin == home:
                 with answer:
-                    answer.text()
+                    _, words = answer.errors()
                     if not sign_in.answer(answer, shown):
-                        raise refused(home, 401, bool(shown))
+                        raise refused(home, 401, bool(shown), words)
                 continue
             if answer.status == 403 and origin == home:
                 with answer:
-                    raise refused(home, 403, bool(shown))
+                    raise refused(home, 403, bool(shown), answer.errors()[1])
             if answer.status in (301, 302, 303, 307, 308) and follow:
                 with answer:
-                    origin, path = self._redirected(origin, path, answer.headers.get("Location") or "")
+                    before, (origin, path) = origin, answer.leads_to()
+                if before.scheme == "https" and origin.scheme == "http":
+                    raise IntegrityError(f"{before.netloc} leads away from TLS", fix="do not use this registry")
                 continue
             return answer
         raise IntegrityError(f"{home.netloc} leads on and on", fix="do not use this registry")
-
-    def _redirected(self, origin: Origin, path: str, location: str) -> tuple[Origin, str]:
-        found, rest = origin_of(urljoin(f"{origin.scheme}://{origin.netloc}{path}", location))
-        if origin.scheme == "https" and found.scheme == "http":
-            raise IntegrityError(f"{origin.netloc} leads away from TLS", fix="do not use this registry")
-        return found, rest
 
     def _home(self) -> tuple[Origin, SignIn]:
         """The registry's origin: with TLS, but where this machine's own registry speaks without."""
@@ -140,7 +160,7 @@ class Remote:
             origin, _ = origin_of(f"https://{self._host}/")
             if addresses.is_loopback(origin.host) and not self._patiently(lambda: self._speaks_tls(origin)):
                 origin, _ = origin_of(f"http://{self._host}/")
-            self._known = origin, SignIn(self._http, origin, self._scope)
+            self._known = origin, SignIn(self._http, origin, self._repository, self._actions)
         return self._known
 
     def _speaks_tls(self, origin: Origin) -> bool:
@@ -162,184 +182,74 @@ class Remote:
             except Broken as error:
                 patience.wait(error)
 
-    def _expect(self, answer: Answer, *statuses: int) -> None:
+    def expect(self, answer: Answer, *statuses: int) -> None:
         """Raises Broken for what may pass, StepError with the registry's own words for what will not."""
         if answer.status in statuses:
             return
-        if answer.status in (408, 429, 500, 502, 503, 504):
+        if answer.status in PASSING:
             raise Broken(f"HTTP {answer.status}")
-        record = answer.record()
-        errors = record.get("errors") if isinstance(record, dict) else None
-        first = errors[0] if isinstance(errors, list) and errors and isinstance(errors[0], dict) else {}
-        words = "".join(c for c in f"{first.get('code', '')} {first.get('message', '')}" if c.isprintable())[
-            :200
-        ].strip()
-        raise StepError(
+        code, words = answer.errors()
+        raise Refused(
             f"{answer.origin.netloc} answers HTTP {answer.status}{': ' + words if words else ''}",
             fix="see what the registry's own log says",
+            code=code,
         )
 
     # -- pieces of the calls -------------------------------------------------------------------------------------------
 
-    def _has(self, blob: Descriptor) -> bool:
-        with self._ask("HEAD", f"blobs/{blob.digest}", follow=True) as answer:
+    def has(self, blob: Descriptor) -> bool:
+        """Whether the registry holds a blob."""
+        with self.ask("HEAD", f"blobs/{blob.digest}", follow=True) as answer:
             if answer.status == 404:
                 return False
-            self._expect(answer, 200)
+            self.expect(answer, 200)
             return answer.headers.get("Content-Length") in (None, str(blob.size))
 
     def _put_manifest(self, name: str, data: bytes) -> None:
-        with self._ask("PUT", f"manifests/{name}", {"Content-Type": MANIFEST_TYPE}, data) as answer:
-            self._expect(answer, 201)
-            answer.text()
+        for left in reversed(range(RACES)):
+            try:
+                with self.ask("PUT", f"manifests/{name}", {"Content-Type": MANIFEST_TYPE}, data) as answer:
+                    self.expect(answer, 201)
+                    answer.text()
+                return
+            except Refused as error:
+                if error.code != "DIGEST_INVALID" or not left:
+                    raise
+                current().pause(random.uniform(0.1, 0.5))  # noqa: S311 - so that the others are through by then
 
     def _page(self, path: str) -> tuple[list[str], str | None]:
-        with self._ask("GET", path) as answer:
+        with self.ask("GET", path) as answer:
             if answer.status == 404:
                 return [], None
-            self._expect(answer, 200)
+            self.expect(answer, 200)
             record = answer.record()
             names = record.get("tags") if isinstance(record, dict) else None
-            good = [name for name in names or [] if isinstance(name, str) and TAG.fullmatch(name)]
+            names = names if isinstance(names, list) else []
+            good = [name for name in names if isinstance(name, str) and TAG.fullmatch(name)]
             link = answer.headers.get("Link") or ""
         if 'rel="next"' not in link or not good:
             return good, None
         return good, f"tags/list?n={PAGE}&last={quote(good[-1])}"  # where the page ended, not where the answer leads
 
 
-class Upload:
-    """One blob on its way to a registry, in chunks: what is lost with a connection is at most the chunk under way."""
+def _check_part(answer: Answer, blob: Descriptor, start: int) -> int:
+    """Where the part of a blob that an answer gives begins.
 
-    def __init__(self, remote: Remote, blob: Descriptor, source: Path | bytes, tell: Tell) -> None:
-        self._remote, self._blob, self._source, self._tell = remote, blob, source, tell
-        self._location: str | None = None
-        self._chunk = UPLOAD_CHUNK
-        self._there = self._told = 0
-
-    def run(self) -> None:
-        """Sends the blob.
-
-        Raises:
-            StepError: the registry is gone for too long, or refuses it.
-            IntegrityError: it wants the bytes sent to another host.
-        """
-        patience = Patience(self._remote._host)
-        sure = True  # that the registry holds what we think it holds
-        while True:
-            before = self._there
-            try:
-                if not sure and self._look():
-                    return
-                sure = True
-                if self._step():
-                    return
-                patience.got_further()
-            except Broken as error:
-                sure = False
-                if self._there > before:
-                    patience.got_further()
-                patience.wait(error)
-
-    def _step(self) -> bool:
-        """The next request; whether the blob is complete."""
-        if self._location is None:
-            return self._begin()
-        left = self._blob.size - self._there
-        if left > self._chunk:
-            self._send(self._chunk)
-            return False
-        self._finish(left)
-        return True
-
-    def _begin(self) -> bool:
-        with self._remote._ask("POST", "blobs/uploads/", {"Content-Length": "0"}) as answer:
-            self._remote._expect(answer, 202, 201)
-            answer.text()
-            if answer.status == 201:
-                return True
-            self._move(answer)
-            least = answer.headers.get("OCI-Chunk-Min-Length") or ""
-            self._chunk = min(max(UPLOAD_CHUNK, int(least) if least.isdigit() else 0), MAX_CHUNK)
-            self._set(0)
-        return False
-
-    def _send(self, count: int) -> None:
-        headers = {
-            "Content-Type": "application/octet-stream",
-            "Content-Length": str(count),
-            "Content-Range": f"{self._there}-{self._there + count - 1}",
-        }
-        with self._remote._ask("PATCH", self._location or "", headers, lambda: self._bytes(count)) as answer:
-            if answer.status in (404, 416):  # the registry lost it, or holds another part than we think
-                raise Broken("the registry lost the thread")
-            self._remote._expect(answer, 202)
-            answer.text()
-            self._move(answer)
-            self._set(self._there + count)
-
-    def _finish(self, count: int) -> None:
-        location = self._location or ""
-        path = f"{location}{'&' if '?' in location else '?'}digest={quote(self._blob.digest, safe='')}"
-        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(count)}
-        if count and self._there:
-            headers["Content-Range"] = f"{self._there}-{self._there + count - 1}"
-        with self._remote._ask("PUT", path, headers, lambda: self._bytes(count)) as answer:
-            if answer.status in (404, 416):
-                raise Broken("the registry lost the thread")
-            self._remote._expect(answer, 201, 204)
-            answer.text()
-            self._set(self._blob.size)
-
-    def _look(self) -> bool:
-        """Asks how much of the blob the registry has; begins anew where it knows nothing of it. True if it is there."""
-        if self._remote._has(self._blob):  # the answer to the last request was lost, not the request
-            self._set(self._blob.size)
-            return True
-        if self._location is None:
-            return False
-        with self._remote._ask("GET", self._location) as answer:
-            if answer.status in (408, 429, 500, 502, 503, 504):
-                raise Broken(f"HTTP {answer.status}")
-            first, _, last = (answer.headers.get("Range") or "").removeprefix("bytes=").partition("-")
-            there = int(last) + 1 if first == "0" and last.isdigit() and last != "0" else 0  # some say 0-0 for nothing
-            if answer.status != 204 or there > self._blob.size:
-                self._location, there = None, 0
-            else:
-                self._move(answer)
-            self._set(there)
-        return False
-
-    def _move(self, answer: Answer) -> None:
-        """Takes the next address: on the registry itself, or not at all."""
-        location = answer.headers.get("Location")
-        if not location:
-            return
-        home = answer.origin
-        found, path = origin_of(urljoin(f"{home.scheme}://{home.netloc}{self._location or '/'}", location))
-        behind_tls = found.host == home.host and home.scheme == "https" and found.scheme == "http"  # a proxy ends TLS
-        if found != home and not behind_tls:
-            raise IntegrityError(
-                f"{home.netloc} wants the artifact sent to {found.netloc}",
-                fix="do not use this registry for publishing",
-            )
-        self._location = path
-
-    def _set(self, there: int) -> None:
-        self._there = there
-        self._tell(there - self._told)
-        self._told = there
-
-    def _bytes(self, count: int) -> Iterator[bytes]:
-        if isinstance(self._source, bytes):
-            yield self._source[self._there : self._there + count]
-            return
-        with self._source.open("rb") as stream:
-            stream.seek(self._there)
-            while count:
-                piece = stream.read(min(CHUNK, count))
-                if not piece:
-                    raise StepError(f"{self._source.name} became shorter while it was sent", fix="publish it again")
-                count -= len(piece)
-                self._tell(len(piece))
-                self._told += len(piece)
-                yield piece
+    Raises:
+        IntegrityError: it is a part of something else.
+    """
+    found = CONTENT_RANGE.fullmatch((answer.headers.get("Content-Range") or "").strip())
+    first, total = found.groups() if found and answer.status in (206, 416) else (None, None)
+    if answer.status == 200:
+        total = answer.headers.get("Content-Length")
+    encoding = answer.headers.get("Content-Encoding") or "identity"
+    if answer.status in (200, 206) and encoding != "identity":
+        what = "it comes in an encoding that nobody asked for"
+    elif total is not None and NUMBER.fullmatch(total) and int(total) != blob.size:
+        what = f"{answer.origin.netloc} has {int(total):,} bytes for its {blob.size:,}"
+    else:
+        return int(first) if first else start
+    raise IntegrityError(
+        f"{blob.name or 'a blob'} does not match its digest {blob.digest}: {what}",
+        fix="do not use this artifact: what the registry holds is damaged or was altered; publish it again",
+    )

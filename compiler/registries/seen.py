@@ -31,6 +31,8 @@ def last(reference: Reference) -> dict[str, str] | None:
 def remember(reference: Reference, digest: str, manifest: Mapping[str, Any]) -> None:
     """Keeps what a tag means now. Where nothing can be written, nothing is kept."""
     file = _file()
+    if file is None:
+        return
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         with (file.parent / "tags.lock").open("w") as lock:
@@ -49,13 +51,18 @@ def _key(reference: Reference) -> str:
 
 
 def _read() -> dict[str, Any]:
+    file = _file()
     try:
-        found = json.loads(_file().read_bytes())
+        found = json.loads(file.read_bytes()) if file is not None else {}
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
-def _file() -> Path:
-    state = os.environ.get("XDG_STATE_HOME") or Path("~/.local/state").expanduser()
+def _file() -> Path | None:
+    """None where this user has no home."""
+    try:
+        state = os.environ.get("XDG_STATE_HOME") or Path("~/.local/state").expanduser()
+    except RuntimeError:
+        return None
     return Path(state) / "target-model-compiler" / "tags.json"

@@ -9,18 +9,19 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import io
+import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from compiler.canonical import CHUNK
-from compiler.disk import copy, explained
+from compiler.disk import copy, explained, remove_tree
 from compiler.errors import ConfigError, IntegrityError, StepError, did_you_mean
-from compiler.registries import Broken, Registry
+from compiler.registries import GO_ON, Broken, Registry, Unless
 from compiler.registries.oci import (
     EMPTY,
     EMPTY_TYPE,
@@ -34,8 +35,8 @@ from compiler.registries.oci import (
 )
 from compiler.registries.patience import Patience
 from compiler.registries.reference import Reference
+from compiler.registries.workers import current, hashed, run_all
 
-WORKERS = 4
 MAX_BYTES = 64 << 30
 """Of one artifact, unless the user says otherwise."""
 
@@ -73,7 +74,7 @@ class Layer:
         if isinstance(self.source, bytes):
             return describe(self.source, self.media_type, self.name)
         with self.source.open("rb") as stream:
-            digest = "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()
+            digest = "sha256:" + str(hashed(stream).hexdigest())
         return Descriptor(self.media_type, digest, self.source.stat().st_size, self.name)
 
 
@@ -115,27 +116,32 @@ def send(
     annotations: Mapping[str, str],
     tags: Sequence[str],
     tell: Progress = silent,
+    unless: Unless | None = None,
 ) -> Sent:
     """Sends what the registry lacks, several files at a time; the manifest, and so the tags, come last.
+
+    `unless`: which tags stay where they are, asked directly before each is moved.
 
     Raises:
         StepError: the registry is gone for too long or refuses something.
         IntegrityError: a file changed meanwhile, or the registry leads elsewhere.
     """
-    with _pool() as pool:
-        blobs = list(pool.map(lambda layer: layer.descriptor, layers))
+    blobs = run_all([partial(_describe, layer) for layer in layers])
     manifest = encode(blobs, annotations)
     work: dict[str, tuple[Descriptor, Path | bytes]] = {}
     for blob, layer in zip(blobs, layers, strict=True):
         work.setdefault(blob.digest, (blob, layer.source))
     work.setdefault(digest_of(EMPTY), (describe(EMPTY, EMPTY_TYPE), EMPTY))
     meter = Meter(sum(blob.size for blob, _ in work.values()), tell)
-    with _pool() as pool:
-        sent = _all(pool, meter, [(registry.write, blob, source, (), meter.add) for blob, source in work.values()])
+    sent = run_all([partial(registry.write, blob, source, (), meter.add) for blob, source in work.values()])
     kept = [blob.size for (blob, _), new in zip(work.values(), sent, strict=True) if new]
     described = describe(manifest, MANIFEST_TYPE)
-    registry.write(described, manifest, tags, lambda _count: None)
+    registry.write(described, manifest, tags, lambda _count: None, unless)
     return Sent(described.digest, sum(kept), meter.total)
+
+
+def _describe(layer: Layer) -> Descriptor:
+    return layer.descriptor
 
 
 def fetch(
@@ -163,28 +169,38 @@ def fetch(
     if image.bytes_in_all - there > shutil.disk_usage(folder).free:
         raise StepError(
             f"no space left where {folder.parent} lies: the artifact has {image.bytes_in_all:,} bytes",
-            fix="free some space, or choose another disk",
+            fix=GO_ON,
         )
     meter = Meter(image.bytes_in_all, tell)
-    with _pool() as pool:
-        work: list[Any] = [
-            (_fetch_one, registry, layer, folder, seeds.get(layer.digest), meter) for layer in image.layers
-        ]
-        _all(pool, meter, work)
+    run_all([partial(_fetch_one, registry, layer, folder, seeds.get(layer.digest), meter) for layer in image.layers])
 
 
-class Stopped(Exception):
-    """Another thread's error, or the user, has ended the transfer."""
+def read_small(registry: Registry, blob: Descriptor, limit: int) -> bytes:
+    """A blob of at most `limit` bytes, verified, into memory.
+
+    Raises:
+        IntegrityError: it is not what its descriptor says, or that is larger.
+        StepError: the registry is gone for too long.
+    """
+    name = blob.name or blob.digest
+    if blob.size > limit:
+        raise IntegrityError(
+            f"{name} has {blob.size:,} bytes, and {limit:,} are allowed", fix="do not use this artifact"
+        )
+    seen, stream = hashlib.sha256(), io.BytesIO()
+    count = _stream(registry, blob, seen, 0, stream, Meter(blob.size, silent))
+    if count != blob.size or "sha256:" + seen.hexdigest() != blob.digest:
+        raise _unlike(name, blob)
+    return stream.getvalue()
 
 
 class Meter:
-    """Adds up what the threads tell, and ends them where one of them failed."""
+    """Adds up what the threads tell."""
 
     def __init__(self, total: int, tell: Progress) -> None:
         self.total, self._tell = total, tell
         self._done = 0
         self._lock = threading.Lock()
-        self.stopped = False
 
     def add(self, count: int) -> None:
         """So many more bytes have gone through (or fewer, where some have to go again).
@@ -192,8 +208,7 @@ class Meter:
         Raises:
             Stopped: no more are wanted.
         """
-        if self.stopped:
-            raise Stopped
+        current().check()
         with self._lock:
             self._done += count
             self._tell(self._done, self.total)
@@ -206,6 +221,7 @@ def _fetch_one(registry: Registry, layer: Descriptor, folder: Path, seed: Path |
         if seed is not None and not target.exists():
             with contextlib.suppress(OSError):
                 copy(seed, target)
+            current().check()
         had, seen = _start(target, layer)
         meter.add(had)
         right = _complete(registry, layer, target, had, seen, meter)
@@ -214,13 +230,17 @@ def _fetch_one(registry: Registry, layer: Descriptor, folder: Path, seed: Path |
             meter.add(-layer.size)
             right = _complete(registry, layer, target, 0, hashlib.sha256(), meter)
     except OSError as error:
-        raise explained(error, folder.parent) from error
+        raise explained(error, folder.parent, GO_ON) from error
     if not right:
         target.unlink(missing_ok=True)
-        raise IntegrityError(
-            f"{layer.name} does not match its digest {layer.digest}",
-            fix="do not use this artifact: what the registry holds is damaged or was altered; publish it again",
-        )
+        raise _unlike(layer.name, layer)
+
+
+def _unlike(name: str, blob: Descriptor) -> IntegrityError:
+    return IntegrityError(
+        f"{name} does not match its digest {blob.digest}",
+        fix="do not use this artifact: what the registry holds is damaged or was altered; publish it again",
+    )
 
 
 def _complete(registry: Registry, layer: Descriptor, target: Path, start: int, seen: Any, meter: Meter) -> bool:
@@ -233,18 +253,26 @@ def _complete(registry: Registry, layer: Descriptor, target: Path, start: int, s
 
 def _start(target: Path, layer: Descriptor) -> tuple[int, Any]:
     """How many bytes are here already, and their hash. A file that cannot be the beginning of the right one goes."""
-    seen = hashlib.sha256()
+    if target.is_dir() or not _appendable(target):
+        remove_tree(target)
     if not target.is_file() or target.stat().st_size > layer.size:
         target.unlink(missing_ok=True)
-        return 0, seen
+        return 0, hashlib.sha256()
     with target.open("rb") as stream:
-        while piece := stream.read(CHUNK):
-            seen.update(piece)
+        seen = hashed(stream)
         count = stream.tell()
     if count == layer.size and "sha256:" + seen.hexdigest() != layer.digest:  # another file's copy or beginning
         target.unlink()
         return 0, hashlib.sha256()
     return count, seen
+
+
+def _appendable(target: Path) -> bool:
+    """Whether a file is not there yet or can be gone on with; one that is read-only is made writable."""
+    with contextlib.suppress(OSError):
+        if target.is_file():
+            target.chmod(0o644)
+    return not target.exists() or os.access(target, os.R_OK | os.W_OK)
 
 
 def _stream(registry: Registry, layer: Descriptor, seen: Any, start: int, stream: Any, meter: Meter) -> int:
@@ -260,6 +288,8 @@ def _stream(registry: Registry, layer: Descriptor, seen: Any, start: int, stream
                 stream.write(piece)
                 meter.add(len(piece))
                 patience.got_further()
+            if start < layer.size:
+                raise Broken("the registry ends it early")
             return start
         except Broken as error:
             patience.wait(error)
@@ -267,28 +297,3 @@ def _stream(registry: Registry, layer: Descriptor, seen: Any, start: int, stream
 
 def _pieces(registry: Registry, layer: Descriptor, start: int) -> Iterator[bytes]:
     return registry.read(layer, start) if start < layer.size or not layer.size else iter(())
-
-
-def _all(pool: ThreadPoolExecutor, meter: Meter, calls: Sequence[Any]) -> list[Any]:
-    """Runs them; the first error, or Ctrl-C, ends all."""
-    running = [pool.submit(*call) for call in calls]
-    try:
-        done, _ = wait(running, return_when=FIRST_EXCEPTION)
-        for one in done:
-            one.result()
-        return [one.result() for one in running]
-    finally:
-        meter.stopped = True
-        for one in running:
-            one.cancel()
-
-
-@contextlib.contextmanager
-def _pool() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(WORKERS, thread_name_prefix="transfer") as pool:
-        yield pool
-
-
-def read_small(registry: Registry, blob: Descriptor, limit: int) -> bytes:
-    """Placeholder until the real one is merged."""
-    return b"".join(registry.read(blob, 0))
