@@ -32,7 +32,8 @@ def _manifest(**changes: Any) -> Manifest:
         },
     }  # fmt: skip
     manifest: Manifest = {
-        "schema_version": 1, "model": "net", "target": "board", "version": "v", "digest": "d", "status": "pass",
+        "schema_version": 1, "model": "net", "target": "board", "version": "20261101T000000Z-00000000",
+        "created": "2026-11-01T00:00:00Z", "digest": "d", "status": "pass",
         "selected_because": "", "baseline": "base", "selected": "fast", "candidates": [row], "verdicts": [],
         "measured_on": [{"id": "build-host", "fingerprint": "f" * 16}],
         "files": [{"path": "model.tflite", "role": "model", "size_bytes": 1_000_000, "sha256": "0"}],

@@ -305,6 +305,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         str(folder / "net.onnx"), str(folder / "int8.onnx"), Reader(), quant_format=QuantFormat.QDQ,
         activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, per_channel=True,
     )  # fmt: skip
+    openvino.save_model(
+        openvino.convert_model(str(folder / "int8.onnx")), str(folder / "int8.xml"), compress_to_fp16=False
+    )
     hint = {"INFERENCE_PRECISION_HINT": "f32"}
     rows = [
         ("torch", "pytorch", "net.safetensors", {"architecture": "networks:Small"}),
@@ -312,7 +315,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("onnx_int8", "onnxruntime", "int8.onnx", {}),
         ("tflite", "tflite", "net.tflite", {}),
         ("openvino", "openvino", "net.xml", hint),
-        ("openvino_int8", "openvino", "int8.onnx", hint),
+        ("openvino_int8", "openvino", "int8.xml", hint),
     ]
     entries = [
         {"id": name, "runtime": runtime, "file": file, "options": options, "signature": _signature()}
@@ -438,7 +441,13 @@ def test_an_open_batch_is_fixed_before_it_is_profiled(tmp_path: Path, runtime: s
         verbose=False, dynamic_shapes=({0: torch.export.Dim("batch")},),
     )  # fmt: skip
     options = {"batch": 3} | ({"INFERENCE_PRECISION_HINT": "f32"} if runtime == "openvino" else {})
-    entry = {"id": "x", "runtime": runtime, "file": "net.onnx", "options": options, "signature": _signature()}
+    file = "net.onnx"
+    if runtime == "openvino":
+        import openvino
+
+        file = "net.xml"
+        openvino.save_model(openvino.convert_model(str(tmp_path / "net.onnx")), str(tmp_path / file))
+    entry = {"id": "x", "runtime": runtime, "file": file, "options": options, "signature": _signature()}
     _, profile = profile_bundle(_write(tmp_path, [entry], "x"), {**MANIFEST, "selected": "x"}, tmp_path / "o", 5, None)
     types = {group["type"] for group in profile["candidates"][0]["by_type"]}
     assert "Shape" not in types and "ShapeOf" not in types
