@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import errno
 import gzip
 import io
 import json
+import os
+import signal
+import socket
 import subprocess
 import sys
 import tarfile
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,13 +27,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compiler.errors import ConfigError, IntegrityError, StepError
-from compiler.registries import Broken, connect, oci
+from compiler.registries import GO_ON, Broken, connect, credentials, http, oci, patience, seen, upload
 from compiler.registries.addresses import check_reachable, range_of
-from compiler.registries.http import origin_of
+from compiler.registries.http import Http, origin_of
 from compiler.registries.layout import Layout
-from compiler.registries.oci import describe, digest_of
+from compiler.registries.oci import Image, describe, digest_of
+from compiler.registries.patience import Patience
 from compiler.registries.reference import Reference, parse
-from compiler.registries.transfer import Layer, resolve, send
+from compiler.registries.remote import Remote
+from compiler.registries.sign_in import challenges
+from compiler.registries.transfer import Layer, fetch, read_small, resolve, send
 from compiler.runtime.fetch import pull, versions
 
 CANARY = "what nobody may read or change"
@@ -366,6 +376,358 @@ def test_host_other_than_this_machine_is_never_asked_without_tls(monkeypatch: py
     assert {port for _, port in asked} == {443}
 
 
+# -- when it stalls, races and breaks off -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Patience that lasts for a second."""
+    monkeypatch.setattr(Patience.__init__, "__defaults__", (1.0,))
+
+
+def stalled(first: bytes) -> Iterator[bytes]:
+    """Some bytes, and then none for a long time."""
+    yield first
+    time.sleep(30)
+
+
+@pytest.mark.parametrize("verb", ["pull", "publish", "manifest"])
+def test_ctrl_c_ends_a_transfer_that_waits_for_the_registry_at_once(
+    registry: Hostile, tmp_path: Path, first: First, verb: str
+) -> None:
+    manifest, blobs = image(("manifest.json", b"{}" * 500), *((f"file{n}", b"%d" % n * 1000) for n in range(6)))
+    serve(registry, manifest, blobs)
+    for digest, data in blobs.items():
+        length = {"Content-Length": str(len(data))}
+        registry.replies[f"GET /v2/one/blobs/{digest}"] = lambda _got, length=length: (200, length, stalled(b"1"))
+    registry.replies["POST /v2/one/blobs/uploads/"] = lambda _got: (202, {}, stalled(b""))
+    arguments = ["pull", str(reference(registry)), str(tmp_path / "out")]
+    awaited = "GET /v2/one/blobs/"
+    if verb == "publish":
+        del registry.replies["GET /v2/one/manifests/"]
+        folder = first.project.artifacts / "nullmodel/nulltarget/latest"
+        arguments, awaited = ["publish", str(folder), f"oci://{registry.host}/one"], "POST"
+    if verb == "manifest":
+        registry.replies["GET /v2/one/manifests/"] = lambda _got: (200, {}, stalled(b"{"))
+        awaited = "GET /v2/one/manifests/"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "compiler", *arguments], env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    until = time.monotonic() + 30
+    while not any(f"{got.method} {got.path}".startswith(awaited) for got in registry.got):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    time.sleep(0.2)
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=20)[1]
+    assert time.monotonic() - began < 2
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+
+
+def test_error_of_one_file_wakes_the_others_that_stall(registry: Hostile, tmp_path: Path) -> None:
+    manifest, blobs = image(("manifest.json", b"{}"), ("bad", b"bad"), ("slow", b"slow"))
+    serve(registry, manifest, blobs)
+    registry.replies[f"GET /v2/one/blobs/{digest_of(b'slow')}"] = lambda _got: (200, {}, stalled(b"s"))
+    registry.replies[f"GET /v2/one/blobs/{digest_of(b'bad')}"] = lambda _got: (200, {}, slowly(b"not"))
+    began = time.monotonic()
+    refused(registry, tmp_path / "out", "bad does not match its digest")
+    assert time.monotonic() - began < 2
+
+
+def slowly(data: bytes) -> Iterator[bytes]:
+    """The bytes, a moment later."""
+    time.sleep(0.3)
+    yield data
+
+
+def test_stall_is_tried_again_from_where_it_was(
+    registry: Hostile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert http.ANSWER_S * 2 <= patience.PATIENCE_S
+    monkeypatch.setattr(Http.ask, "__defaults__", (0.3,))
+    monkeypatch.setattr(Remote.ask, "__defaults__", (None, None, False, 0.3))
+    monkeypatch.setattr(patience, "QUIET_S", 0.2)
+    data = b"0123456789"
+    blob = describe(data, "text/plain", "model.bin")
+
+    def reply(got: Got) -> Reply:
+        start = int(got.headers.get("Range", "bytes=0-")[6:-1])
+        if not start:
+            return 200, {"Content-Length": "10"}, stalled(data[:4])
+        return 206, {"Content-Range": f"bytes {start}-9/10"}, data[start:]
+
+    registry.replies["GET /v2/one/blobs/"] = reply
+    assert read_small(connect(reference(registry)), blob, 10) == data
+    assert registry.got[-1].headers["Range"] == "bytes=4-"
+
+
+def test_what_is_waited_for_is_said_once(
+    registry: Hostile, impatient: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(patience, "QUIET_S", 0.1)
+    registry.replies["GET /v2/one/tags/"] = 503, {}, b""
+    with pytest.raises(StepError, match="cannot be reached: HTTP 503"):
+        connect(reference(registry)).tags()
+    assert [record.message for record in caplog.records] == [f"waiting for {registry.host}: HTTP 503"]
+
+
+@pytest.mark.parametrize("confirmed", [False, True])
+def test_upload_that_is_begun_and_lost_again_and_again_ends(
+    registry: Hostile, impatient: None, monkeypatch: pytest.MonkeyPatch, confirmed: bool
+) -> None:
+    monkeypatch.setattr(upload, "UPLOAD_CHUNK", 4)
+    monkeypatch.setattr(patience, "FIRST_PAUSE_S", 0.01)
+    registry.replies["POST /v2/one/blobs/uploads/"] = 202, {"Location": "/v2/one/blobs/uploads/u"}, b""
+    registry.replies["PATCH "] = (202 if confirmed else 404), {}, b""
+    registry.replies["PUT "] = 404, {}, b""
+    with pytest.raises(StepError, match=r"has lost one 10 times|cannot be reached: the registry lost the thread"):
+        send(connect(reference(registry), writing=True), [Layer("one", "text/plain", b"secret")], {}, ["v1"])
+    assert len(registry.got) < 100
+
+
+def test_upload_location_is_relative_to_what_was_asked_for(registry: Hostile) -> None:
+    registry.replies["POST /v2/one/blobs/uploads/"] = 202, {"Location": "u1"}, b""
+    registry.replies["PUT "] = 201, {}, b""
+    send(connect(reference(registry), writing=True), [Layer("one", "text/plain", b"1")], {}, ["v1"])
+    assert any(got.path.startswith("/v2/one/blobs/uploads/u1?digest=") for got in registry.got)
+
+
+def test_manifest_that_a_race_in_the_server_refused_is_put_again(registry: Hostile) -> None:
+    answers = [(400, {}, b'{"errors": [{"code": "DIGEST_INVALID"}]}')] * 2 + [(201, {}, b"")]
+    registry.replies["PUT /v2/one/manifests/"] = lambda _got: answers.pop(0)
+    manifest = image(("one", b"1"))[0]
+    described = describe(manifest, oci.MANIFEST_TYPE)
+    remote = connect(reference(registry), writing=True)
+    assert remote.write(described, manifest, ["v1"], lambda _count: None)
+    answers[:] = [(400, {}, b'{"errors": [{"code": "MANIFEST_INVALID", "message": "no"}]}')]
+    with pytest.raises(StepError, match="HTTP 400: MANIFEST_INVALID no"):
+        remote.write(described, manifest, ["v1"], lambda _count: None)
+
+
+@pytest.mark.parametrize("kind", ["oci", "file"])
+def test_tag_that_is_to_stay_is_not_moved(registry: Hostile, tmp_path: Path, kind: str) -> None:
+    older, newer = (image((name, b"1"))[0] for name in ("older", "newer"))
+    if kind == "file":
+        place = connect(parse(f"file:{tmp_path}/layout"), writing=True)
+        place.write(describe(newer, oci.MANIFEST_TYPE), newer, ["latest", "stable"], lambda _count: None)
+    else:
+        place = connect(reference(registry), writing=True)
+        held = {"latest": newer, "stable": newer}
+        for tag in ("latest", "stable", "new"):
+            registry.replies[f"GET /v2/one/manifests/{tag}"] = lambda _got, tag=tag: (
+                (200, {}, held[tag]) if tag in held else (404, {}, b"")
+            )
+            registry.replies[f"PUT /v2/one/manifests/{tag}"] = lambda got, tag=tag: (
+                held.__setitem__(tag, got.body) or (201, {}, b"")
+            )
+    asked = []
+
+    def unless(tag: str, manifest: bytes) -> bool:
+        asked.append((tag, manifest))
+        return tag == "latest"
+
+    described = describe(older, oci.MANIFEST_TYPE)
+    place.write(described, older, ["new", "stable", "latest"], lambda _count: None, unless)
+    assert asked == [("stable", newer), ("latest", newer)]
+    assert [place.manifest(tag) for tag in ("new", "stable", "latest")] == [older, older, newer]
+
+
+def begins_with_half(data: bytes, second: Callable[[Got], Reply]) -> Callable[[Got], Reply]:
+    """The first answer ends in the middle, without having said how long it is."""
+    got_one: list[Got] = []
+
+    def reply(got: Got) -> Reply:
+        got_one.append(got)
+        return (200, {}, iter([data[: len(data) // 2]])) if len(got_one) == 1 else second(got)
+
+    return reply
+
+
+@pytest.mark.parametrize("second", ["part", "whole", "other part, honestly", "other part"])
+def test_file_that_ended_early_is_gone_on_with(registry: Hostile, tmp_path: Path, impatient: None, second: str) -> None:
+    data = bytes(range(200))
+    described = describe(data, "text/plain", "model.bin")
+    (tmp_path / "out").mkdir()
+    replies: dict[str, Reply] = {
+        "part": (206, {"Content-Range": "bytes 100-199/200"}, data[100:]),
+        "whole": (200, {}, data),
+        "other part, honestly": (206, {"Content-Range": "bytes 50-199/200"}, data[50:]),
+        "other part": (206, {"Content-Range": "bytes 150-199/200"}, data[150:]),
+    }
+    registry.replies["GET /v2/one/blobs/"] = begins_with_half(data, lambda _got: replies[second])
+    taken = Image("", 0, (described,))
+    if second == "other part":
+        with pytest.raises(StepError, match="another part than it was asked for"):
+            fetch(connect(reference(registry)), taken, tmp_path / "out", {})
+        assert (tmp_path / "out/model.bin").read_bytes() == data[:100]
+        return
+    fetch(connect(reference(registry)), taken, tmp_path / "out", {})
+    assert (tmp_path / "out/model.bin").read_bytes() == data
+    assert len(registry.got) == 2
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [(200, {}, b"short"), (206, {"Content-Range": "bytes 2-6/7"}, b"x"), (416, {"Content-Range": "bytes */2"}, b""),
+     (200, {"Content-Encoding": "gzip"}, iter([gzip.compress(b"0123456789")]))],
+)  # fmt: skip
+def test_blob_of_another_size_is_refused_at_once(registry: Hostile, reply: Reply) -> None:
+    blob = describe(b"0123456789", "text/plain", "model.bin")
+    registry.replies["GET /v2/one/blobs/"] = reply
+    with pytest.raises(IntegrityError, match=r"model\.bin does not match its digest"):
+        b"".join(connect(reference(registry)).read(blob, 0))
+
+
+def test_small_file_is_read_within_its_limit_and_verified(registry: Hostile, impatient: None) -> None:
+    blob = describe(b"0123456789", "text/plain", "report.html")
+    place = connect(reference(registry))
+    with pytest.raises(IntegrityError, match="10 bytes, and 9 are allowed"):
+        read_small(place, blob, 9)
+    registry.replies["GET /v2/one/blobs/"] = 200, {}, b"0123456780"
+    with pytest.raises(IntegrityError, match=r"report\.html does not match its digest"):
+        read_small(place, blob, 10)
+    registry.replies["GET /v2/one/blobs/"] = 503, {}, b""
+    with pytest.raises(Broken):
+        next(place.read(blob, 0))
+    with pytest.raises(StepError, match=r"report\.html cannot be reached: HTTP 503"):
+        read_small(place, blob, 10)
+
+
+# -- answers that are none --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("location", ["http://[", "//[", "http://[::1", "http://a..b/", "https://" + "a" * 64 + "/"])
+def test_location_that_is_no_address_is_an_error_with_words(registry: Hostile, tmp_path: Path, location: str) -> None:
+    registry.replies["GET /v2/one/"] = 307, {"Location": location}, b""
+    registry.replies["POST /v2/one/"] = 202, {"Location": location}, b""
+    with pytest.raises((IntegrityError, StepError), match=r"leads to|is not known|without TLS"):
+        pull(reference(registry), tmp_path / "out")
+    with pytest.raises(IntegrityError, match=r"leads to|wants the artifact sent to"):
+        send(connect(reference(registry), writing=True), [Layer("one", "text/plain", b"1")], {}, ["one"])
+
+
+@pytest.mark.parametrize("number", ["\u00b2", "9" * 5000, "-1", "0x10", ""])
+def test_numbers_in_headers_that_are_none_are_passed_over(
+    registry: Hostile, impatient: None, monkeypatch: pytest.MonkeyPatch, number: str
+) -> None:
+    monkeypatch.setattr(upload, "UPLOAD_CHUNK", 4)
+    place = {"Location": "/v2/one/blobs/uploads/u", "OCI-Chunk-Min-Length": number}
+    broken = [(503, {}, b"")]
+    registry.replies["POST /v2/one/blobs/uploads/"] = 202, place, b""
+    registry.replies["PATCH "] = lambda _got: broken.pop() if broken else (202, {}, b"")
+    registry.replies["GET /v2/one/blobs/uploads/u"] = 204, {"Range": f"0-{number}"}, b""
+    registry.replies["PUT "] = 201, {}, b""
+    send(connect(reference(registry), writing=True), [Layer("one", "text/plain", b"secret")], {}, ["v1"])
+    registry.replies["GET /v2/one/tags/"] = 200, {"Content-Length": "11", "Link": number}, b'{"tags": 5}'
+    assert connect(reference(registry)).tags() == []
+
+
+@pytest.mark.parametrize("size", [b"-1", b"-5", b"zz", b""])
+def test_chunk_of_no_size_ends_the_answer(size: bytes, impatient: None) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = server.accept()
+                    with connection:
+                        connection.recv(1 << 16)
+                        connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + size + b"\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        with pytest.raises(StepError, match="cannot be reached"):
+            connect(parse(f"oci://127.0.0.1:{server.getsockname()[1]}/one")).tags()
+
+
+# -- signing in -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        (['Basic realm="x"'], {"basic": {"realm": "x"}}),
+        (['Negotiate, Basic realm="a, b"'], {"negotiate": {}, "basic": {"realm": "a, b"}}),
+        (["Negotiate YII=", "BASIC realm=x"], {"negotiate": {}, "yii=": {}, "basic": {"realm": "x"}}),
+        (
+            ['Basic realm="x", Bearer realm="https://h/t",service="a\\"b"'],
+            {"basic": {"realm": "x"}, "bearer": {"realm": "https://h/t", "service": 'a"b'}},
+        ),
+        (["Bearer realm=https://h/t,service=s"], {"bearer": {"realm": "https://h/t", "service": "s"}}),
+        (["", ",,", '"', "=", 'Basic realm="'], {'"': {}, "=": {}, "basic": {}, 'realm="': {}}),
+    ],
+)
+def test_challenges_are_read_as_the_standard_has_them(headers: list[str], expected: dict[str, Any]) -> None:
+    assert challenges(headers) == expected
+
+
+@pytest.mark.parametrize("challenge", ['Negotiate, Basic realm="x"', 'Basic realm="x"', "bAsIc"])
+def test_basic_is_found_among_other_ways_to_sign_in(
+    registry: Hostile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, challenge: str
+) -> None:
+    basic(registry, tmp_path, monkeypatch, registry.host)
+    registry.replies["GET /v2/one/tags/"] = asking(challenge, (200, {}, b'{"tags": ["v1"]}'))
+    assert connect(reference(registry)).tags() == ["v1"]
+    registry.replies["GET /v2/one/tags/"] = asking("Negotiate", (200, {}, b"{}"))
+    with pytest.raises(ConfigError, match="asks to sign in by negotiate, which is not spoken here"):
+        connect(reference(registry)).tags()
+
+
+def test_longest_namespace_that_the_repository_lies_in_has_the_credentials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = ("quay.io/org1", "quay.io", "quay.io/org2", "quay.io/org2/deep", "https://old.io/v1/", "new.io/v2")
+    kept = {key: {"auth": base64.b64encode(f"{key}:secret".encode()).decode()} for key in keys}
+    (tmp_path / "auth.json").write_text(json.dumps({"auths": kept}))
+    monkeypatch.setenv("REGISTRY_AUTH_FILE", str(tmp_path / "auth.json"))
+    expected = {
+        "quay.io/org1/a": "quay.io/org1", "quay.io/org2/a": "quay.io/org2", "quay.io/org2/deep/a": "quay.io/org2/deep",
+        "quay.io/org22/a": "quay.io", "quay.io/org1": "quay.io/org1", "old.io/a": "https", "new.io/a/b": "new.io/v2",
+        "other.io/org1/a": None,
+    }  # fmt: skip
+    for place, key in expected.items():
+        host, _, repository = place.partition("/")
+        found = credentials.find(host, named=True, repository=repository)
+        assert (found.username if found else None) == key, place
+
+
+def test_registrys_own_words_for_a_refusal_are_shown(registry: Hostile) -> None:
+    words = json.dumps({"errors": [{"code": "DENIED", "message": "quota \x1b[31mexceeded"}]}).encode()
+    registry.replies["GET /v2/one/"] = 403, {}, words
+    with pytest.raises(ConfigError, match=r"without signing in \(HTTP 403: DENIED quota \[31mexceeded\)"):
+        connect(reference(registry)).tags()
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_token_service_that_is_busy_is_asked_again(registry: Hostile, status: int) -> None:
+    busy = [(status, {}, b"")]
+    registry.replies["GET /v2/one/tags/"] = asking(
+        f'Bearer realm="http://{registry.host}/token"', (200, {}, b'{"tags": ["v1"]}')
+    )
+    registry.replies["GET /token"] = lambda _got: busy.pop() if busy else (200, {}, b'{"token": "good"}')
+    assert connect(reference(registry)).tags() == ["v1"]
+
+
+def test_user_without_a_home_or_with_files_that_may_not_be_read_goes_without(
+    registry: Hostile, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_home(_path: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    def forbidden(_path: Path) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "expanduser", no_home)
+        assert credentials.find(registry.host, named=True) is None
+        seen.remember(reference(registry), "sha256:0", "1", "2")
+        assert seen.last(reference(registry)) is None
+    monkeypatch.setattr(Path, "is_file", forbidden)  # those who may read everything run this test too
+    assert credentials.find(registry.host, named=True) is None
+    assert "config.json may not be read" in caplog.text
+
+
 # -- layouts that somebody handed over ---------------------------------------------------------------------------------
 
 
@@ -405,6 +767,115 @@ def test_index_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
         Layout(tmp_path).tags()
 
 
+def test_manifest_of_a_layout_is_what_its_index_says(tmp_path: Path) -> None:
+    place = connect(parse(f"file:{tmp_path}/layout"), writing=True)
+    manifest = image(("one", b"1"))[0]
+    described = describe(manifest, oci.MANIFEST_TYPE)
+    place.write(described, manifest, ["v1"], lambda _count: None)
+    blob = tmp_path / "layout/blobs/sha256" / described.digest.removeprefix("sha256:")
+    blob.chmod(0o644)
+    blob.write_bytes(manifest.replace(b"one", b"two"))
+    for name in ("v1", described.digest):
+        with pytest.raises(IntegrityError, match="does not match its digest"):
+            place.manifest(name)
+    place.write(described, manifest, ["v1"], lambda _count: None, lambda _tag, _held: True)  # mended
+    assert place.manifest("v1") == manifest
+    index = tmp_path / "layout/index.json"
+    index.write_text(index.read_text().replace(f'"size": {len(manifest)}', '"size": 7'))
+    with pytest.raises(IntegrityError, match="does not match its digest"):
+        place.manifest("v1")
+
+
+def test_blob_of_a_layout_that_is_too_short_is_refused_at_once(tmp_path: Path) -> None:
+    place = connect(parse(f"file:{tmp_path}/layout"), writing=True)
+    blob = describe(b"0123456789", "text/plain", "model.bin")
+    place.write(blob, b"0123456789", (), lambda _count: None)
+    file = tmp_path / "layout/blobs/sha256" / blob.digest.removeprefix("sha256:")
+    file.chmod(0o644)
+    file.write_bytes(b"0123")
+    with pytest.raises(IntegrityError, match="holds 4 of its 10 bytes"):
+        read_small(place, blob, 10)
+
+
+def test_what_a_killed_writer_left_in_a_layout_is_removed_and_a_living_ones_is_not(tmp_path: Path) -> None:
+    root = tmp_path / "layout"
+    blob = describe(b"1", "text/plain", "one")
+    connect(parse(f"file:{root}"), writing=True).write(blob, b"1", (), lambda _count: None)
+    script = (
+        "import os, signal, sys; from pathlib import Path; from compiler.registries.layout import Layout\n"
+        "from compiler.registries.oci import describe\n"
+        "def tell(_count):\n    print('writing', flush=True)\n    sys.stdin.read()\n"
+        "Layout(Path(sys.argv[1])).write(describe(b'2', 'text/plain'), b'2', (), tell)"
+    )
+    writer = subprocess.Popen(
+        [sys.executable, "-c", script, str(root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment()
+    )
+    assert writer.stdout is not None
+    assert writer.stdout.readline() == b"writing\n"
+
+    def others_write() -> int:
+        manifest = image(("one", b"1"))[0]
+        place = connect(parse(f"file:{root}"), writing=True)
+        place.write(describe(manifest, oci.MANIFEST_TYPE), manifest, ["v1"], lambda _count: None)
+        return sum(path.name.startswith(".") for path in root.rglob("*"))
+
+    (root / ".index.json.killed").write_text("")
+    assert others_write() == 1
+    writer.kill()
+    writer.communicate()
+    assert others_write() == 0
+
+
+@pytest.mark.parametrize("rest", ["", "@sha256:" + "0" * 64])
+def test_path_that_can_be_no_layout_is_an_error_with_words(tmp_path: Path, first: First, rest: str) -> None:
+    (tmp_path / "file").write_text("words")
+    for place in (tmp_path / "file", tmp_path / ("a" * 300), tmp_path / "file" / "below"):
+        with pytest.raises(ConfigError):
+            pull(parse(f"file:{place}{rest}"), tmp_path / "out")
+        with pytest.raises(ConfigError):
+            connect(parse(f"file:{place}"), writing=True).write(
+                describe(b"1", "text/plain"), b"1", (), lambda _count: None
+            )
+
+
+def test_layout_that_may_not_be_read_and_a_full_disk_are_errors_with_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Layout(tmp_path / "layout")
+    blob = describe(b"1", "text/plain", "one")
+    place.write(blob, b"1", (), lambda _count: None)
+
+    def fail(number: int) -> Callable[..., None]:
+        def raise_it(*_: object) -> None:
+            raise OSError(number, os.strerror(number))
+
+        return raise_it
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Layout, "_open", fail(errno.EACCES))  # those who may read everything run this test too
+        for ask in (place.tags, lambda: place.manifest("v1"), lambda: list(place.read(blob, 0))):
+            with pytest.raises(ConfigError, match="Permission denied"):
+                ask()
+    monkeypatch.setattr(Layout, "_store", fail(errno.ENOSPC))
+    with pytest.raises(StepError, match="no space left") as caught:
+        place.write(describe(b"2", "text/plain"), b"2", (), lambda _count: None)
+    assert caught.value.fix == GO_ON
+    assert "artifacts_dir" not in caught.value.fix
+
+
+def test_partial_file_that_is_read_only_or_a_folder_is_no_obstacle(registry: Hostile, tmp_path: Path) -> None:
+    data = {"half": b"0123456789", "folder": b"abc"}
+    manifest, blobs = image(*data.items())
+    serve(registry, manifest, blobs)
+    (tmp_path / "out/folder/below").mkdir(parents=True)
+    (tmp_path / "out/folder/below/file").write_text("x")
+    (tmp_path / "out/half").write_bytes(b"01234")
+    (tmp_path / "out/half").chmod(0o444)
+    fetch(connect(reference(registry)), oci.parse(manifest, "here"), tmp_path / "out", {})
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == data
+    assert (tmp_path / "out/half").stat().st_mode & 0o200  # it was made writable, for those who are not root
+
+
 # -- references, addresses ------------------------------------------------------------------------------------
 
 HOSTS = st.sampled_from(["registry.test", "localhost:5000", "127.0.0.1:5000", "[::1]:5000", "a-b.example:443"])
@@ -433,6 +904,7 @@ def test_reference_to_a_layout_is_read_as_it_is_written(path: str, tag: str | No
     "text",
     ["", "file:", "oci://", "oci://host", "oci://host/", "oci://host/UPPER", "oci://host/a//b", "oci://host/a:",
      "oci://host/a:-x", "oci://host/a@sha256:abc", "oci://host:99999/a", "oci://ho st/a", "oci://host/../a",
+     "oci://a..b/r", "oci://" + "a" * 64 + "/r", "oci://" + "a.b" * 100 + "/r", "oci://[:::]/r", "oci://[1.2.3.4]/r",
      "oci://host/a?b=c", "https://host/a", "oci:host/a", "file:x@sha256:1"],
 )  # fmt: skip
 def test_what_is_no_reference_is_refused(text: str) -> None:

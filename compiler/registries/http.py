@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-from compiler.canonical import CHUNK
 from compiler.errors import IntegrityError, StepError
 from compiler.foreign_json import parse_json
 from compiler.registries import Broken, addresses
@@ -27,6 +26,7 @@ ANSWER_S = 30.0
 """Without a byte: shorter than `patience.PATIENCE_S`, so that a stall is tried again."""
 MAX_TEXT_BYTES = 1 << 20
 """Of an answer that is neither a blob nor a manifest."""
+PIECE = 256 << 10
 PASSING = (408, 429, 500, 502, 503, 504)
 """Statuses of a server that may do better in a moment."""
 
@@ -85,10 +85,16 @@ class Answer:
     def pieces(self) -> Iterator[bytes]:
         """The body. Raises Broken where it ends before its time."""
         try:
-            while piece := self._response.read(CHUNK):
+            left = self._response.length  # None where the server does not say
+            # what is here already: `read` waits for more, and would lose it where the rest never comes
+            while left != 0 and (piece := self._response.read1(PIECE if left is None else min(PIECE, left))):
+                left = None if left is None else left - len(piece)
                 yield piece
-            if self._response.length:  # what was announced and never came; read(n) does not mind
+            if left:
                 raise Broken("the connection ended early")
+            if left is not None:
+                self._response.length = 0  # not every Python counts in `read1`
+            self._response.read()  # nothing: it frees the connection
         except (OSError, http.client.HTTPException) as error:
             raise Broken(_words(error)) from error
 
