@@ -721,7 +721,7 @@ def test_user_without_a_home_or_with_files_that_may_not_be_read_goes_without(
     with monkeypatch.context() as patched:
         patched.setattr(Path, "expanduser", no_home)
         assert credentials.find(registry.host, named=True) is None
-        seen.remember(reference(registry), "sha256:0", "1", "2")
+        seen.remember(reference(registry), "sha256:0", dict.fromkeys(seen.FIELDS, "1"))
         assert seen.last(reference(registry)) is None
     monkeypatch.setattr(Path, "is_file", forbidden)  # those who may read everything run this test too
     assert credentials.find(registry.host, named=True) is None
