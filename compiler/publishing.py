@@ -14,7 +14,7 @@ from compiler.disk import copy, explain_os_errors
 from compiler.errors import CompilerError, ConfigError, GateError, IntegrityError
 from compiler.html import render
 from compiler.provenance import statement
-from compiler.registries import Registry, connect
+from compiler.registries import GO_ON, Registry, connect
 from compiler.registries.oci import TITLE, Descriptor, Image, parse
 from compiler.registries.reference import LATEST, Reference
 from compiler.registries.transfer import Layer, Progress, read_small, send, silent
@@ -239,7 +239,7 @@ def _is_about(signature: bytes, digests: dict[str, str], work: Path) -> bool:
 def _signed(layers: Sequence[Layer], registry: Registry, there: Descriptor | None, signer: Signer, work: Path) -> bytes:
     """Signs the folder that a pull will make: what is published is copied together for it."""
     staged, out, public = work / "staged", work / "ours", work / "public.pem"
-    with explain_os_errors(work):
+    with explain_os_errors(work, GO_ON):
         for layer in layers:
             target = staged / layer.name
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -293,6 +293,19 @@ def test_credentials_are_not_given_to_a_token_service_of_another_origin(
         assert not any("Authorization" in got.headers for got in other.got)
 
 
+def test_anonymous_token_of_another_host_that_is_refused_is_an_error_that_names_the_host(
+    registry: Hostile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with hostile() as other:
+        basic(registry, tmp_path, monkeypatch, registry.host)
+        challenge = f'Bearer realm="http://{other.host}/token"'
+        registry.replies["GET /v2/one/"] = 401, {"WWW-Authenticate": challenge}, b""
+        other.replies["GET /token"] = 200, {}, b'{"token": "anonymous"}'
+        with pytest.raises(ConfigError, match=f"no credentials are kept for {other.host}") as caught:
+            connect(reference(registry)).tags()
+        assert f"if you trust {other.host}, keep credentials" in caught.value.fix
+
+
 def test_token_is_fetched_with_the_credentials_of_its_own_origin(
     registry: Hostile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

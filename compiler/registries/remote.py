@@ -16,7 +16,7 @@ from compiler.registries.http import ANSWER_S, PASSING, Answer, Http, Origin, or
 from compiler.registries.oci import INDEX_TYPE, MANIFEST_TYPE, MAX_MANIFEST_BYTES, Descriptor, digest_of
 from compiler.registries.patience import Patience
 from compiler.registries.reference import DIGEST, TAG
-from compiler.registries.sign_in import SignIn, refused
+from compiler.registries.sign_in import SignIn
 from compiler.registries.upload import NUMBER, Upload
 from compiler.registries.workers import current
 
@@ -140,11 +140,11 @@ class Remote:
                 with answer:
                     _, words = answer.errors()
                     if not sign_in.answer(answer, shown):
-                        raise refused(home, 401, bool(shown), words)
+                        raise sign_in.refused(401, bool(shown), words)
                 continue
             if answer.status == 403 and origin == home:
                 with answer:
-                    raise refused(home, 403, bool(shown), answer.errors()[1])
+                    raise sign_in.refused(403, bool(shown), answer.errors()[1])
             if answer.status in (301, 302, 303, 307, 308) and follow:
                 with answer:
                     before, (origin, path) = origin, answer.leads_to()

@@ -30,6 +30,8 @@ class SignIn:
         self._http, self._home, self._repository = http, home, repository
         self._scope = f"repository:{repository}:{actions}"
         self._shown = ""
+        self._anonymous: Origin | None = None
+        """Where a token was given without credentials."""
         self._lock = threading.Lock()
 
     def header(self, origin: Origin) -> dict[str, str]:
@@ -98,7 +100,24 @@ class SignIn:
             token = record.get("token") or record.get("access_token") if isinstance(record, dict) else None
             if answer.status != 200 or not isinstance(token, str) or not token.isascii() or not token.isprintable():
                 raise StepError(f"{origin.netloc} gives no token (HTTP {answer.status})", fix="try again later")
+            self._anonymous = None if found else origin
             return token
+
+    def refused(self, status: int, shown: bool, words: str) -> ConfigError:
+        """The error for a request that the registry does not let this user make; `words` are the registry's own."""
+        home, fix = self._home.netloc, _how(self._home.netloc)
+        if shown and self._anonymous is not None:
+            what = f"{home} does not let you do this without signing in"
+            if self._anonymous != self._home:
+                what += f": no credentials are kept for {self._anonymous.netloc}, where its tokens come from"
+                fix = _keep(self._anonymous)
+        elif shown:
+            what = f"{home} does not let you do this with the credentials that are kept for it"
+        elif status == 403:
+            what = f"{home} does not let you do this without signing in"
+        else:
+            what = f"{home} asks to sign in, and there are no credentials for it"
+        return ConfigError(f"{what} (HTTP {status}{': ' + words if words else ''})", fix=fix)
 
     def _no_token(self, origin: Origin, had: bool) -> ConfigError:
         what = f"{origin.netloc}, where {self._home.netloc} has its tokens from, "
@@ -109,7 +128,7 @@ class SignIn:
             return ConfigError(what, fix=_how(origin.netloc))
         return ConfigError(
             f"{what}: those of {self._home.netloc} go to no other host",
-            fix=f"if you trust {origin.netloc}, keep credentials under this name in auths of ~/.docker/config.json",
+            fix=_keep(origin),
         )
 
 
@@ -136,15 +155,8 @@ def challenges(headers: Sequence[str]) -> dict[str, dict[str, str]]:
     return found
 
 
-def refused(home: Origin, status: int, signed_in: bool, words: str = "") -> ConfigError:
-    """The error for a request that the registry does not let this user make; `words` are the registry's own."""
-    if signed_in:
-        what = f"{home.netloc} does not let you do this with the credentials that are kept for it"
-    elif status == 403:
-        what = f"{home.netloc} does not let you do this without signing in"
-    else:
-        what = f"{home.netloc} asks to sign in, and there are no credentials for it"
-    return ConfigError(f"{what} (HTTP {status}{': ' + words if words else ''})", fix=_how(home.netloc))
+def _keep(origin: Origin) -> str:
+    return f"if you trust {origin.netloc}, keep credentials under this name in auths of ~/.docker/config.json"
 
 
 def _how(host: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from compiler.canonical import digest, file_digest, list_files
 from compiler.disk import exchange, explain_os_errors, fsync, remove_tree
 from compiler.errors import CompilerError, ConfigError, IntegrityError
-from compiler.registries import Registry, connect, seen
+from compiler.registries import GO_ON, Registry, connect, seen
 from compiler.registries.oci import Descriptor, Image, digest_of, parse
 from compiler.registries.reference import Reference
 from compiler.registries.transfer import MAX_BYTES, Progress, fetch, read_small, resolve, silent
@@ -69,7 +69,7 @@ def pull(
     registry = connect(reference)
     image = resolve(registry, reference)
     notes = _moved(registry, reference, image)
-    with explain_os_errors(folder), _alone(folder) as partial:
+    with explain_os_errors(folder, GO_ON), _alone(folder) as partial:
         installed = _installed(folder)  # as another process may have left it meanwhile
         new = installed is None or not _holds(folder, image)
         try:
@@ -131,7 +131,7 @@ def report_of(reference: Reference, file: Path) -> None:
     if layer is None or layer.size > MAX_REPORT_BYTES:
         raise ConfigError(f"{reference} has no report", fix="see the artifact itself: python -m compiler show DIR")
     data = read_small(registry, layer, MAX_REPORT_BYTES)
-    with explain_os_errors(file):
+    with explain_os_errors(file, GO_ON):
         file.write_bytes(data)
 
 
