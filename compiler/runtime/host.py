@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from compiler.runtime import gpu
+
 LEAST_MEMORY_SHARE = 0.8  # a board sold with 4 GB shows its system less
 FINGERPRINTED = ("cpu_model", "isa", "cores", "memory_mb", "os", "kernel", "virtualized", "governor")
 
@@ -43,10 +45,10 @@ def describe() -> dict[str, Any]:
         "kernel": platform.release(),
         "virtualized": "hypervisor" in (info.get("flags") or "").split(),
         "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or "unknown",
-        "gpu": None,
-        "driver": None,
+        **gpu.describe(),
     }
-    text = json.dumps({name: record[name] for name in FINGERPRINTED}, sort_keys=True)
+    decisive = {name: record[name] for name in FINGERPRINTED} | {n: record[n] for n in gpu.DECISIVE if record.get(n)}
+    text = json.dumps(decisive, sort_keys=True)
     return record | {"fingerprint": hashlib.sha256(text.encode()).hexdigest()[:16]}
 
 
@@ -58,14 +60,21 @@ def is_target(
     memory_mb: int,
     cpu_model: str | None,
     this_host: bool,
+    gpu_model: str | None = None,
+    compute_capability: str | None = None,
 ) -> bool:
     """Whether `host` (from `describe`) is the machine a target's profile describes.
 
-    A profile that does not say how its CPU is called (`cpu_model`) matches nothing, unless it is `this_host`.
+    A profile that says neither how its CPU (`cpu_model`) nor how its GPU (`gpu_model`) is called matches nothing,
+    unless it is `this_host`.
     """
     has = set(profile()["isa"])
+    named = [(cpu_model, host["cpu_model"]), (gpu_model, host.get("gpu"))]
+    asked = [(pattern, found) for pattern, found in named if pattern is not None]
     return (
-        (this_host or (cpu_model is not None and re.search(cpu_model, str(host["cpu_model"])) is not None))
+        (this_host or bool(asked))
+        and (this_host or all(found and re.search(pattern, str(found)) for pattern, found in asked))
+        and compute_capability in (None, host.get("gpu_compute_capability"))
         and host["arch"] == arch
         and all(feature in has for feature in isa)
         and int(host["cores"]) >= cores

@@ -7,33 +7,53 @@ from collections.abc import Mapping
 from typing import Any
 
 DISTRIBUTIONS = {
+    "aot_inductor": ("torch",),
     "null": ("numpy",),
     "onnxruntime": ("onnxruntime",),
+    "onnxruntime_cuda": ("onnxruntime-gpu",),
     "openvino": ("openvino",),
     "pytorch": ("torch", "torchvision", "safetensors"),
+    "pytorch_cuda": ("torch", "torchvision", "safetensors"),
     "reference": ("numpy",),
+    "tensorrt": ("tensorrt", "cuda-bindings"),
     "tflite": ("ai-edge-litert",),
     "torch_export": ("torch",),
+    "torch_tensorrt": ("torch", "torch-tensorrt"),
 }
 
+ON_GPU = frozenset({"aot_inductor", "onnxruntime_cuda", "pytorch_cuda", "tensorrt", "torch_tensorrt"})
+"""Runtimes that run on an NVIDIA GPU and nowhere else."""
+
 LIBRARIES = {
+    "aot_inductor": ("torch",),
     "onnxruntime": ("onnxruntime",),
+    "onnxruntime_cuda": ("onnxruntime",),
     "openvino": ("openvino",),
     "pytorch": ("torch", "torchvision", "safetensors"),
+    "pytorch_cuda": ("torch", "torchvision", "safetensors"),
+    "tensorrt": ("tensorrt", "cuda.bindings.runtime"),
     "tflite": ("ai_edge_litert.interpreter",),
     "torch_export": ("torch",),
+    "torch_tensorrt": ("torch", "torch_tensorrt"),
 }
 """What each runtime imports when it opens a model: a measurement imports it before, so that only the model is timed."""
 
 SHIPPED = {
     "null": frozenset({"threads", "batch", "streams"}),
     "onnxruntime": frozenset({"threads", "batch", "streams"}),
+    "onnxruntime_cuda": frozenset({"threads", "batch", "streams", "cuda_graph"}),
     "openvino": frozenset({"threads", "batch", "streams", "INFERENCE_PRECISION_HINT"}),
+    "tensorrt": frozenset({"threads", "batch", "streams", "cuda_graph"}),
     "tflite": frozenset({"threads", "batch", "streams"}),
 }
-"""Runtimes that an artifact's manifest may name, and the options it may give them: none of them can name code."""
+"""Runtimes that an artifact's manifest may name, and the options it may give them: none of them can name code.
 
-FORMATS = {"null": ".npz", "onnxruntime": ".onnx", "openvino": ".xml", "tflite": ".tflite"}
+Programs of PyTorch (`aot_inductor`, `torch_tensorrt`) are native code and pickles, so whoever opens one says so."""
+
+FORMATS = {
+    "null": ".npz", "onnxruntime": ".onnx", "onnxruntime_cuda": ".onnx", "openvino": ".xml", "tensorrt": ".engine",
+    "tflite": ".tflite",
+}  # fmt: skip
 """The one format that an artifact's runtime opens: what a file is called decides in some libraries who parses it."""
 
 ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
