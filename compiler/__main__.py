@@ -22,6 +22,7 @@ VERBS = {
     "profile": "per-operator time of baseline and artifact",
     "measure": "measures a built artifact again; keeps the figures beside it",
     "run": "inference with a built artifact",
+    "finish": "completes a deferred build where its hardware is",
     "verify": "an artifact's files, signature and provenance",
     "rebuild": "builds again from an artifact's manifest alone and compares the portable files",
     "publish": "sends a finished version to a registry",

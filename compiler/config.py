@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from compiler import typed
 from compiler.errors import ConfigError, did_you_mean, unknown_name
 from compiler.names import check_names
 from compiler.overrides import check_override, conf_dir, expand_models, options, quoted
@@ -45,30 +46,14 @@ def revive(node: Mapping[str, Any]) -> Config:
     Raises:
         ConfigError: it is none that this version understands.
     """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
     try:
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(_inert(node))))
-    except (OmegaConfBaseException, TypeError, ValueError, AttributeError) as error:
-        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        config = typed.make(Config, node)
+    except (TypeError, ValueError, AttributeError) as error:
         raise ConfigError(
-            f"the recorded configuration is none of this version: {first}", fix="build with the version that wrote it"
+            f"the recorded configuration is none of this version: {error}", fix="build with the version that wrote it"
         ) from None
-    assert isinstance(config, Config)
     _check_values(config)
     return config
-
-
-def _inert(node: Any) -> Any:
-    """A manifest is data: nothing in it is interpolated."""
-    if isinstance(node, Mapping):
-        return {name: _inert(item) for name, item in node.items()}
-    if isinstance(node, list):
-        return [_inert(item) for item in node]
-    if isinstance(node, str) and "${" in node:
-        raise ValueError(f"{node!r} is no value")
-    return node
 
 
 def expand_sweep(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> list[list[str]]:

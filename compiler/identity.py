@@ -211,6 +211,8 @@ def explain(
     """
     if last is None or not all(isinstance(last.get(name), dict) for name in ("fields", "tools", "inputs", "source")):
         return "first run"
+    if document["stage"] != last.get("stage"):  # fields of two stages do not compare
+        return f"stage from {_short(last.get('stage'))} to {document['stage']}"
     found = _changes(document, last, sources or {})
     if not found:
         return "result missing or corrupt"
@@ -235,7 +237,7 @@ def _changes(document: Mapping[str, Any], last: Mapping[str, Any], sources: Mapp
     found += [f"environment variable {name} changed" for name, _, _ in differing("environment")]
     for key, old, new in differing("numeric"):
         found.append("the CPU's features changed" if key == "isa" else f"{key} from {_short(old)} to {_short(new)}")
-    for name in ("interpreter", "host", "stage", "key_version"):
+    for name in ("interpreter", "host", "key_version"):
         if document.get(name) != last.get(name):
             found.append(f"{name} from {_short(last.get(name))} to {_short(document.get(name))}")
     return found

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from compiler import __version__
 from compiler.canonical import plain
-from compiler.errors import StepError
+from compiler.errors import CompilerError, StepError
 from compiler.keys.environment import build_isa, interpreter
 from compiler.keys.tools import tool_version
 from compiler.names import check_names
@@ -19,9 +19,12 @@ from compiler.outcome import Outcome
 from compiler.plan import CandidatePlan, Plan, evaluation_name
 from compiler.runtime.verify import MANIFEST, SIDECARS, files_digest
 from compiler.selection import MEGABYTE
+from compiler.sentences import machine
 
 SCHEMA_VERSION = 1
 HOST = "build-host"
+FINISHED_ON = "finishing-host"
+DEFERRED = "deferred"
 LEAST_CALLS = 100
 LEAST_ROUNDS = 6
 LATENCY_KEYS = (
@@ -44,15 +47,36 @@ LATENCY_KEYS = (
 )
 
 
-def assemble(plan: Plan, outcome: Outcome, inputs: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+def assemble(
+    plan: Plan,
+    outcome: Outcome,
+    inputs: Mapping[str, Mapping[str, str]],
+    earlier_hosts: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
     """The manifest of a finished build, in the form of `schemas/manifest.schema.json`.
 
-    `inputs` are the files from outside that the steps read: `step.field` -> `path`, `sha256`.
+    `inputs` are the files from outside that the steps read: `step.field` -> `path`, `sha256`. `earlier_hosts`: the
+    entries of `measured_on` for what was found out elsewhere, of a build that was finished here.
     """
+    benchmark, home = outcome.facts("benchmark"), FINISHED_ON if outcome.prepared else HOST
+    verdicts = _verdicts(plan, outcome)
+    return head(plan, outcome, inputs) | {
+        "status": DEFERRED
+        if any(status == DEFERRED for status, _ in outcome.left_out.values())
+        else status_of(verdicts),
+        "selected": outcome.decision["selected"],
+        "selected_because": outcome.decision["reason"],
+        "candidates": [_candidate(plan, outcome, c, benchmark, home) for c in plan.candidates.values()],
+        "verdicts": verdicts,
+        "measured_on": [_measured_on(benchmark, home), *earlier_hosts],
+    }
+
+
+def head(plan: Plan, outcome: Outcome, inputs: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+    """What every manifest says alike, in the order of the schema; None for what depends on whether it was measured."""
     config = plan.config
     package = outcome.facts("package")
-    benchmark = outcome.facts("benchmark")
-    not_portable = plan.steps["package"].stage.not_portable
+    not_portable = _not_portable(plan, outcome)
     entries = {entry.path: entry for entry in outcome.results["package"].entries}
     files = [
         {
@@ -70,7 +94,6 @@ def assemble(plan: Plan, outcome: Outcome, inputs: Mapping[str, Mapping[str, str
     now = datetime.now(UTC)
     digest = files_digest(files)
     signature = package["signature"]
-    verdicts = _verdicts(plan, outcome)
     return {
         "schema_version": SCHEMA_VERSION,
         "model": config.model.name,
@@ -78,19 +101,19 @@ def assemble(plan: Plan, outcome: Outcome, inputs: Mapping[str, Mapping[str, str
         "version": f"{now:%Y%m%dT%H%M%SZ}-{digest[:8]}",
         "created": now.isoformat(timespec="seconds").replace("+00:00", "Z"),
         "digest": digest,
-        "status": status_of(verdicts),
+        "status": None,
         "signature": {"inputs": signature["inputs"], "outputs": signature["outputs"]},
         "preprocessing": signature["preprocessing"],
         "labels": signature["labels"],
-        "selected": outcome.decision["selected"],
-        "selected_because": outcome.decision["reason"],
+        "selected": None,
+        "selected_because": None,
         "baseline": config.baseline,
         "weights": {"trained": outcome.trained, "demo": outcome.demo, "claim": outcome.claim or None},
         "files": files,
-        "candidates": [_candidate(plan, outcome, c, benchmark) for c in plan.candidates.values()],
+        "candidates": None,
         "budget": plain(config.budget),
-        "verdicts": verdicts,
-        "measured_on": [_measured_on(benchmark)],
+        "verdicts": None,
+        "measured_on": None,
         "steps": [
             {
                 "name": r.name, "stage": r.stage, "key": r.key or None, "status": r.status,
@@ -105,6 +128,13 @@ def assemble(plan: Plan, outcome: Outcome, inputs: Mapping[str, Mapping[str, str
     }  # fmt: skip
 
 
+def _not_portable(plan: Plan, outcome: Outcome) -> set[str]:
+    """Names of delivered files that another build may write otherwise: figures, and what is bound to a machine."""
+    chosen = plan.candidates.get(outcome.decision.get("selected") or "")
+    maker = plan.steps[chosen.result].stage.not_portable if chosen else {}
+    return {*plan.steps["package"].stage.not_portable, *maker}
+
+
 def status_of(verdicts: list[dict[str, Any]]) -> str:
     """`pass` where every gate is proven, `budget_failed` where one failed, else `provisional`."""
     results = {verdict["result"] for verdict in verdicts}
@@ -116,7 +146,7 @@ def status_of(verdicts: list[dict[str, Any]]) -> str:
 def proxy_sentence(plan: Plan, benchmark: dict[str, Any]) -> str:
     """Says in words on what the figures were taken, when it was not the target."""
     host, target = benchmark["host"], plan.config.target.name
-    return f"measured on {host['cpu_model']} ({host['arch']}, {host['cores']} cores), not on {target}: a proxy"
+    return f"measured on {machine(host)}, not on {target}: a proxy"
 
 
 def _verdicts(plan: Plan, outcome: Outcome) -> list[dict[str, Any]]:
@@ -208,31 +238,41 @@ def _doubt(latency: dict[str, Any], short: bool, fewer: bool) -> str:
     return f"unstable: {'; '.join(latency['unstable_reasons'])}"
 
 
-def _candidate(plan: Plan, outcome: Outcome, candidate: CandidatePlan, benchmark: dict[str, Any]) -> dict[str, Any]:
-    row: dict[str, Any] = {
+def row_of(plan: Plan, candidate: CandidatePlan, options: Mapping[str, Any]) -> dict[str, Any]:
+    """A candidate's entry with nothing measured yet."""
+    return {
         "id": candidate.id,
         "backend": candidate.spec.backend,
         "runtime": candidate.runtime,
         "precision": candidate.spec.precision,
-        "options": {
-            "threads": plan.config.target.threads,
-            "batch": 1,
-            **candidate.spec.options,
-            **benchmark.get("points", {}).get(candidate.id, {}),
-        },
+        "options": {"threads": plan.config.target.threads, "batch": 1, **candidate.spec.options, **options},
         "steps": list(candidate.steps),
         "result": candidate.result,
         "size_bytes": None, "latency_ms": None, "throughput_per_s": None, "peak_memory_mb": None, "speedup": None,
         "speedup_ci95": None, "load_ms": None, "first_call_ms": None, "accuracy": None, "fidelity": None,
     }  # fmt: skip
+
+
+def failed(failure: CompilerError) -> dict[str, Any]:
+    """Status and reason of a candidate that a step failed for, and the command that shows it again."""
+    reproduce = next((line for line in failure.details if line.startswith("reproduce: ")), None)
+    return {
+        "status": "failed",
+        "reason": failure.what,
+        "reproduce": reproduce and reproduce.removeprefix("reproduce: "),
+    }
+
+
+def _candidate(
+    plan: Plan, outcome: Outcome, candidate: CandidatePlan, benchmark: dict[str, Any], home: str
+) -> dict[str, Any]:
+    row = row_of(plan, candidate, benchmark.get("points", {}).get(candidate.id, {}))
+    if candidate.id in outcome.left_out:
+        status, reason = outcome.left_out[candidate.id]
+        return row | {"status": status, "reason": reason} | _accuracies(outcome, candidate.id, home)
     failure = next((outcome.failures[s] for s in candidate.steps if s in outcome.failures), None)
     if failure is not None:
-        reproduce = next((line for line in failure.details if line.startswith("reproduce: ")), None)
-        return row | {
-            "status": "failed",
-            "reason": failure.what,
-            "reproduce": reproduce and reproduce.removeprefix("reproduce: "),
-        }
+        return row | failed(failure)
     unmeasured = {**benchmark["absent"], **benchmark["failed"]}
     if candidate.id in unmeasured:
         return row | {"status": "failed", "reason": unmeasured[candidate.id]}
@@ -252,17 +292,18 @@ def _candidate(plan: Plan, outcome: Outcome, candidate: CandidatePlan, benchmark
     }
     row["latency_ms"] = {key: figures["latency_ms"][key] for key in LATENCY_KEYS} | {
         "depth": figures["depth"],
-        "on": HOST,
+        "on": home,
     }
-    row["memory_on"] = HOST
+    row["memory_on"] = home
     if figures.get("load"):
-        row["load"] = {**figures["load"], "on": HOST}
-    report = _evaluation(outcome, "report", candidate.id)
-    selection = _evaluation(outcome, "selection", candidate.id)
-    if report or selection:
-        row["accuracy"] = _accuracy(report or selection or {})
+        row["load"] = {**figures["load"], "on": home}
+    if figures.get("gpu"):
+        row["gpu"] = {**figures["gpu"], "on": home}
+    row |= _accuracies(outcome, candidate.id, home)
     if candidate.steps:
-        row["fidelity"] = outcome.facts(candidate.result).get("fidelity")
+        made = outcome.facts(candidate.result)
+        row["fidelity"] = made.get("fidelity")
+        row |= {"bound_to": made["bound_to"]} if "bound_to" in made else {}
     if benchmark["speedup_reference"] != plan.config.baseline:
         row["speedup_reference"] = benchmark["speedup_reference"]
     if candidate.id == plan.config.baseline:
@@ -271,9 +312,21 @@ def _candidate(plan: Plan, outcome: Outcome, candidate: CandidatePlan, benchmark
     return row
 
 
-def _accuracy(facts: dict[str, Any]) -> dict[str, Any]:
+def _accuracies(outcome: Outcome, candidate: str, home: str) -> dict[str, Any]:
+    """The candidate's accuracy on the report split, else on the selection split, with the host that it was taken on."""
+    for split in ("report", "selection"):
+        facts = _evaluation(outcome, split, candidate)
+        if facts:
+            return {
+                "accuracy": accuracy(facts, HOST if evaluation_name(split, candidate) in outcome.prepared else home)
+            }
+    return {}
+
+
+def accuracy(facts: Mapping[str, Any], on: str) -> dict[str, Any]:
+    """An evaluation's facts as a manifest says them."""
     keys = ("metric", "split", "value", "top5", "n", "drop", "drop_ci95", "isa")
-    return {key: facts[key] for key in keys} | {"on": HOST}
+    return {key: facts[key] for key in keys} | {"on": on}
 
 
 def _evaluation(outcome: Outcome, split: str, candidate: str) -> dict[str, Any] | None:
@@ -281,9 +334,9 @@ def _evaluation(outcome: Outcome, split: str, candidate: str) -> dict[str, Any] 
     return outcome.facts(name) if name in outcome.results else None
 
 
-def _measured_on(benchmark: dict[str, Any]) -> dict[str, Any]:
+def _measured_on(benchmark: dict[str, Any], home: str) -> dict[str, Any]:
     return {
-        "id": HOST,
+        "id": home,
         "kind": "native" if benchmark["is_target"] else "proxy",
         "is_target": benchmark["is_target"],
         **benchmark["host"],

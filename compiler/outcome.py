@@ -53,6 +53,10 @@ class Outcome:
     trained: bool = True
     claim: str = ""
     demo: bool = False
+    prepared: frozenset[str] = frozenset()
+    """Steps whose results another host made, of a build that is finished here."""
+    left_out: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Candidates that are not measured: status and reason."""
     decision: dict[str, Any] = field(default_factory=dict)
 
     def facts(self, step: str) -> dict[str, Any]:

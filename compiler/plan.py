@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from compiler import lookup
+from compiler import lookup, typed
 from compiler.canonical import encode, plain
 from compiler.errors import ConfigError, MissingToolError, did_you_mean, unknown_name
 from compiler.keys.foreign import foreign_identities
@@ -280,21 +280,14 @@ def _typed(cls: type[Stage], fields: str, step: str) -> Stage:
     """The stage with the JSON `fields`. Kept: plans of many models and targets hold mostly the same stages, and nobody
     writes to a stage.
     """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    values = json.loads(fields)
     try:
-        node = OmegaConf.merge(OmegaConf.structured(cls), values)
-        for name in OmegaConf.missing_keys(node):
-            raise ConfigError(f"step {step} needs a value for {name!r}", fix=f"set steps.{step}.{name}=VALUE")
-        stage = OmegaConf.to_object(node)
-    except OmegaConfBaseException as error:
-        first = str(error).splitlines()[0]
-        key = getattr(error, "full_key", None)
-        raise ConfigError(f"step {step}: {f'{key}: ' if key else ''}{first}", fix="check the value's type") from error
-    assert isinstance(stage, Stage)
-    return stage
+        return typed.make(cls, json.loads(fields))
+    except typed.MissingValue as error:
+        raise ConfigError(
+            f"step {step} needs a value for {error.name!r}", fix=f"set steps.{step}.{error.name}=VALUE"
+        ) from None
+    except typed.TypeMismatch as error:
+        raise ConfigError(f"step {step}: {error}", fix="check the value's type") from None
 
 
 def check_tools(plan: Plan, names: list[str] | None = None) -> None:

@@ -56,7 +56,7 @@ def rebuild(manifest: Mapping[str, Any], own_code: bool, watcher: Watcher) -> li
     config = revive(manifest["config"])
     config.executor = Executor(environment=config.executor.environment)  # how much of this machine is no manifest's say
     if not own_code:
-        _refuse_code(config)
+        refuse_code(config, "rebuild")
     if manifest["selected"] not in config.candidates:
         raise ConfigError("the manifest has no selected candidate", fix="see why: python -m compiler show PATH")
     recorded = {file["path"]: file["sha256"] for file in manifest["files"]}
@@ -117,8 +117,12 @@ def _delivering(plan: Plan, selected: str, calibrated: bool) -> list[str]:
     return ["package"]
 
 
-def _refuse_code(config: Config) -> None:
-    """A manifest may choose among our stages, runtimes and networks, and never name other code to be run."""
+def refuse_code(config: Config, verb: str) -> None:
+    """A manifest may choose among our stages, runtimes and networks, and never name other code to be run.
+
+    Raises:
+        IntegrityError: it names some; `verb` is what the user asked for.
+    """
     named = [f"toolchains.{name}.python" for name in config.toolchains]
     named += [name for name in (config.model.architecture, config.data.metric) if ":" in name]
     for candidate in config.candidate.values():
@@ -132,7 +136,7 @@ def _refuse_code(config: Config) -> None:
     if named:
         raise IntegrityError(
             f"the manifest names code that is not this project's: {', '.join(sorted(set(named)))}",
-            fix="if you trust it: python -m compiler rebuild PATH --own-code",
+            fix=f"if you trust it: python -m compiler {verb} PATH --own-code",
         )
 
 

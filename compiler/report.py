@@ -37,7 +37,7 @@ def print_manifest(manifest: dict[str, Any], folder: Path, console: Console | No
         style = STYLE.get(row["status"], "dim" if row["status"] == "skipped" else "")
         table.add_row(row["id"], *sentences.cells(row), sentences.standing(row, manifest), style=style)
     console.print(table)
-    for line in sentences.loads(manifest):
+    for line in (*sentences.loads(manifest), *sentences.on_gpu(manifest)):
         console.print(line)
     _print_doubts(manifest, console)
     for status, line in sentences.turned_down(manifest):
@@ -49,7 +49,9 @@ def print_manifest(manifest: dict[str, Any], folder: Path, console: Console | No
         console.print(text + Text(f"  {verdict['reason']}", "dim"))
     if sentences.weights(manifest):
         console.print(sentences.weights(manifest), style="" if manifest["weights"]["demo"] else "yellow")
-    console.print(f"Selected: {manifest['selected']}: {manifest['selected_because']}")
+    for line in sentences.deferred(manifest, str(folder)):
+        console.print(Text(line, "yellow"), soft_wrap=True)
+    console.print(f"Selected: {manifest['selected'] or 'none'}: {manifest['selected_because']}", soft_wrap=True)
     console.print(f"Status: {manifest['status']}")
     for file in manifest["files"]:
         if file["role"] in ("model", "weights"):
@@ -89,8 +91,7 @@ def print_observation(record: dict[str, Any], manifest: dict[str, Any], console:
             style=STYLE.get(before.get("status", ""), ""),
         )  # fmt: skip
     console.print(table)
-    console.print(f"Measured on {host['cpu_model']} ({host['arch']}, {host['cores']} cores), speed-ups against "
-                  f"{record['speedup_reference']}.")  # fmt: skip
+    console.print(f"Measured on {sentences.machine(host)}, speed-ups against {record['speedup_reference']}.")
     if sentences.another_host(record, manifest):
         console.print(sentences.another_host(record, manifest), style="yellow")
     for line in sentences.unstable(sorted(record["candidates"].items())):

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from compiler.canonical import plain
 from compiler.conversion import SIGNATURE
+from compiler.deferral import handed_on, here, reach
 from compiler.errors import StepError
 from compiler.identity import KeyMaker
 from compiler.outcome import Outcome, Watcher
 from compiler.plan import BRIEF, Plan, evaluation_name
+from compiler.preparation import add_packing, early_evaluations, on_cpu
 from compiler.selection import Evidence, contenders, demand
 from compiler.store import Store
 from compiler.walker import Walker
@@ -20,11 +23,15 @@ from compiler.walker import Walker
 class Runner:
     """Runs one plan."""
 
-    def __init__(self, plan: Plan, store: Store, keys: KeyMaker, watcher: Watcher) -> None:
+    def __init__(
+        self, plan: Plan, store: Store, keys: KeyMaker, watcher: Watcher, outcome: Outcome | None = None
+    ) -> None:
+        """`outcome`: what another host found out, of a build that is finished here."""
         self._plan = plan
         self._store = store
         self._walker = Walker(plan, store, keys, watcher)
-        self._outcome = self._walker.outcome
+        self._outcome = self._walker.outcome = outcome or Outcome()
+        self._leave_out()
 
     def run(self) -> Outcome:
         """Runs what a build needs, evaluations only as far as selection asks for them.
@@ -32,19 +39,63 @@ class Runner:
         Raises:
             CompilerError: a step that everything depends on failed, or no candidate is left.
         """
-        outcome, plan = self._outcome, self._plan
+        plan, config = self._plan, self._plan.config
         first = next((name for name in BRIEF if name in plan.steps), "benchmark")
         self._walker.ensure([first])
-        self._check_any_left()
-        baseline = plan.candidates[plan.config.baseline]
-        signature = json.loads((outcome.results[baseline.result].path / SIGNATURE).read_text())
-        outcome.trained, outcome.claim, outcome.demo = signature["trained"], signature["claim"], signature["demo"]
+        self._check_any_left(config.candidates)
+        self._read_claim()
         self._evaluate(first)
         if first != "benchmark":
             self._confirm(first)
         self._select()
         self._package()
+        return self._outcome
+
+    def prepare(self) -> Outcome:
+        """Runs what can be run here of a build that lacks something, and packs it for another host to finish.
+
+        The accuracy of the baseline is taken here, on the CPU, for candidates to be paired with; and that of what was
+        quantized or cast, which says early whether it is worth going on.
+
+        Raises:
+            CompilerError: a step that everything depends on failed, or no candidate is left.
+        """
+        outcome, plan = self._outcome, self._plan
+        base = plan.config.baseline
+        ends = {c.id: reach(plan, c) for c in plan.candidates.values()}
+        self._walker.ensure(here(plan))
+        self._check_any_left([name for name in plan.config.candidates if name != base], ends)
+        self._read_claim()
+        if outcome.trained:
+            paired = on_cpu(plan, base)
+            self._walker.ensure([*paired, *early_evaluations(plan, ends, outcome.results, bool(paired))])
+        add_packing(plan, handed_on(plan, outcome.results), ends[base])
+        self._walker.ensure(["package"])
         return outcome
+
+    def _leave_out(self) -> None:
+        """Takes the candidates that are left out from the measuring steps; what speed is compared with is then
+        another of full precision, where it is the baseline.
+        """
+        plan, out = self._plan, self._outcome.left_out
+        left = [name for name in plan.config.candidates if name not in out]
+        full = [name for name in left if plan.candidates[name].spec.precision == "fp32"]
+        for name in (*BRIEF, "benchmark") if out and left else ():
+            step = plan.steps.get(name)
+            if step is None:
+                continue
+            stage = step.stage
+            if plan.config.baseline in out:
+                stage = dataclasses.replace(stage, baseline=(full or left)[0])  # type: ignore[call-arg]
+            inputs = {r: s for r, s in step.inputs.items() if r.removeprefix("candidate/") not in out}
+            plan.steps[name] = dataclasses.replace(step, stage=stage, inputs=inputs)
+
+    def _read_claim(self) -> None:
+        """Whether the weights are trained for this data, from the signature of what the baseline runs."""
+        outcome, plan = self._outcome, self._plan
+        baseline = plan.candidates[plan.config.baseline]
+        signature = json.loads((outcome.results[baseline.result].path / SIGNATURE).read_text())
+        outcome.trained, outcome.claim, outcome.demo = signature["trained"], signature["claim"], signature["demo"]
 
     def make(self, names: list[str]) -> Outcome:
         """Makes the results of the steps `names` and of what they need, and nothing else.
@@ -69,7 +120,7 @@ class Runner:
         wanted = set(contenders(self._evidence(first)))
         confirmed: set[str] = set()
         while not confirmed or wanted - confirmed:
-            confirmed |= wanted | {self._plan.config.baseline}
+            confirmed |= wanted | {step.stage.baseline}  # type: ignore[attr-defined]
             inputs = {
                 role: source
                 for role, source in step.inputs.items()
@@ -129,9 +180,11 @@ class Runner:
             evaluations=evaluations,
         )
 
-    def _check_any_left(self) -> None:
-        config = self._plan.config
-        if any(self._plan.candidates[name].result in self._outcome.results for name in config.candidates):
+    def _check_any_left(self, names: list[str], ends: Mapping[str, str] | None = None) -> None:
+        """That the step of at least one of the candidates `names` was made: its last, or the one in `ends`."""
+        results = self._outcome.results
+        made = {name: (ends or {}).get(name, self._plan.candidates[name].result) in results for name in names}
+        if any(made[name] for name in names if name not in self._outcome.left_out):
             return
         failed = [error for name, error in self._outcome.failures.items() if name in self._outcome.records]
         last = failed[-1]  # not one that was only left out for it: that says nothing about why

@@ -17,6 +17,10 @@ class Match:
     """Regular expression found in the CPU's model name; without one no host is taken for the target."""
     this_host: bool = False
     """The target is whatever machine the build runs on."""
+    gpu: str | None = None
+    """Regular expression found in the name of the GPU."""
+    compute_capability: str | None = None
+    """Of the GPU, such as "7.5"."""
 
 
 @dataclass
@@ -33,6 +37,10 @@ class Target:
     threads: int = 1
     match: Match = field(default_factory=Match)
     candidates: list[str] = field(default_factory=list)
+    baseline: str = "pytorch_fp32"
+    """The uncompiled candidate that every other is compared with."""
+    defer: bool = False
+    """What `defer` is unless a build says otherwise."""
 
 
 @dataclass
@@ -155,6 +163,9 @@ class Config:
     evaluate: str = "on_demand"
     seed: int = 0
     strict: bool = False
+    defer: bool = False
+    """Where candidates need a GPU or a tool that this host has not: build what can be built here, for `finish` to
+    complete where it is there. False: such a build fails before any work."""
     artifacts_dir: str = "artifacts"
     executor: Executor = field(default_factory=Executor)
     registry: str = ""

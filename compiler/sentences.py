@@ -1,7 +1,8 @@
-"""What the console's table and the report page say alike: a manifest's rows, columns and sentences, as plain text."""
+"""What the tables and the report page say alike: a manifest's rows, columns and sentences, as plain text."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from compiler.figures import MEGABYTE
@@ -16,20 +17,26 @@ def by_speed(row: dict[str, Any]) -> tuple[float, str]:
 
 def columns(manifest: dict[str, Any]) -> list[str]:
     """Titles of the table of candidates, between the name and the verdict."""
-    p50 = "p50 ms" if manifest["measured_on"][0]["is_target"] else "p50 ms (proxy)"
+    p50 = "p50 ms (proxy)" if proxy(manifest) else "p50 ms"
     return ["size MB", p50, "95 % interval", "p95 ms", "speed-up", metric(manifest), "drop (interval)"]
 
 
 def metric(manifest: dict[str, Any]) -> str:
     """The name of the metric that the candidates were evaluated by, with its unit."""
-    named = {row["accuracy"]["metric"] for row in manifest["candidates"] if row["accuracy"]}
+    named = {accuracy_of(row)["metric"] for row in manifest["candidates"] if accuracy_of(row)}
     found: str = next(iter(sorted(named)), "top1")
     return {"top1": "top-1 %", "top5": "top-5 %"}.get(found, found)
 
 
+def accuracy_of(row: dict[str, Any]) -> dict[str, Any]:
+    """A candidate's accuracy; where it has none yet, that of the ONNX model that was prepared for it; else empty."""
+    found: dict[str, Any] = row["accuracy"] or (row.get("prepared") or {}).get("accuracy") or {}
+    return found
+
+
 def cells(row: dict[str, Any]) -> list[str]:
     """A candidate's figures under `columns`."""
-    accuracy = row["accuracy"]
+    accuracy = accuracy_of(row)
     found = [f"{row['size_bytes'] / MEGABYTE:.2f}" if row["size_bytes"] else NONE]
     found += latency_cells(row) if row["latency_ms"] else [NONE] * 4
     if not accuracy:
@@ -37,9 +44,15 @@ def cells(row: dict[str, Any]) -> list[str]:
     ends = accuracy["drop_ci95"]
     return [
         *found,
-        f"{accuracy['value']:.2f}" + ("" if accuracy["split"] == "report" else " (selection)"),
+        f"{accuracy['value']:.2f}" + _of_what(row, accuracy),
         f"{accuracy['drop']:.2f}" + (f" ({ends[0]:.2f} to {ends[1]:.2f})" if ends else ""),
     ]
+
+
+def _of_what(row: dict[str, Any], accuracy: dict[str, Any]) -> str:
+    if not row["accuracy"]:
+        return " (as ONNX)"
+    return "" if accuracy["split"] == "report" else " (selection)"
 
 
 def latency_cells(row: dict[str, Any]) -> list[str]:
@@ -93,12 +106,52 @@ def screened(manifest: dict[str, Any]) -> str:
 def proxy(manifest: dict[str, Any]) -> str:
     """That the latency is a proxy, and on what it was taken; empty where it is the target's own."""
     host = manifest["measured_on"][0]
-    if host["is_target"]:
+    if host["is_target"] or not any(row["latency_ms"] for row in manifest["candidates"]):
         return ""
     return (
-        f"Latency is a proxy: measured on {host['cpu_model']} ({host['arch']}, {host['cores']} cores), not on "
+        f"Latency is a proxy: measured on {machine(host)}, not on "
         f"{manifest['target']}. It ranks the candidates; what the target itself needs is unproven."
     )
+
+
+def machine(host: Mapping[str, Any]) -> str:
+    """A host in words: its GPU where it has one, then its CPU."""
+    cpu = f"{host['cpu_model']} ({host['arch']}, {host['cores']} cores)"
+    if not host.get("gpu"):
+        return cpu
+    capability = host.get("gpu_compute_capability")
+    about = f"compute capability {capability}, " if capability else ""
+    return f"{host['gpu']} ({about}driver {host['driver']}) beside {cpu}"
+
+
+def on_gpu(manifest: dict[str, Any]) -> list[str]:
+    """Where the time of a call on a GPU goes, and how much of the GPU it used."""
+    found = []
+    for row in sorted(manifest["candidates"], key=by_speed):
+        gpu = row.get("gpu")
+        if not gpu:
+            continue
+        parts = [
+            f"{words} {gpu[key]:.3f} ms"
+            for key, words in (("copy_in_ms", "copy in"), ("compute_ms", "compute"), ("copy_out_ms", "copy out"))
+            if gpu.get(key) is not None
+        ]
+        if gpu.get("utilization") is not None:
+            parts.append(f"{gpu['utilization']:.0f} % busy")
+        if gpu.get("memory_mb") is not None:
+            parts.append(f"{gpu['memory_mb']:.0f} MB")
+        cores = {True: "Tensor Cores ran", False: "no Tensor Core ran"}.get(gpu.get("tensor_cores"))
+        found.append(f"{row['id']} on the GPU: {', '.join([*parts, *([cores] if cores else [])])}")
+    return found
+
+
+def deferred(manifest: dict[str, Any], path: str) -> list[str]:
+    """What is still to be done elsewhere, and by which command; `path` is where the version lies."""
+    rows = [row for row in manifest["candidates"] if row["status"] == "deferred"]
+    lines = [f"Deferred: {row['id']}: {row['reason']}" for row in rows]
+    if manifest["status"] != "deferred" or manifest["selected"] is not None:
+        return lines
+    return [*lines, f"Finish it where that is: python -m compiler finish {path}"]
 
 
 def undecided(manifest: dict[str, Any]) -> list[str]:

@@ -43,6 +43,10 @@ class Stage(ABC):
     """Distributions whose versions decide the result."""
     measures: ClassVar[bool] = False
     """Whether the step takes times: it then runs alone."""
+    on_gpu: ClassVar[bool] = False
+    """Whether the step needs an NVIDIA GPU."""
+    loads_programs: ClassVar[bool] = False
+    """Whether the step opens a PyTorch program that another step wrote: its format can hold code."""
     on_host: ClassVar[bool] = False
     """Whether the result is a statement about this host: its key then covers the host's fingerprint."""
     numeric: ClassVar[bool] = False

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +32,11 @@ def identity(config: Config, outcome: Outcome) -> str:
         {
             "config": settings,
             "steps": {name: record.key for name, record in outcome.records.items()},
+            "left_out": plain(outcome.left_out),
             "package": outcome.results["package"].digest,
-            "rules": [file_digest(Path(__file__).with_name(f"{n}.py")) for n in ("manifest", "selection")],
+            "rules": [
+                file_digest(Path(__file__).with_name(f"{n}.py")) for n in ("manifest", "selection", "unfinished")
+            ],
         }
     )
 
@@ -52,6 +57,34 @@ def find(artifacts: Path, store: Store, name: str, memo: Memo) -> Path | None:
         return folder
     except Exception:  # anything that is not a whole version is none
         return None
+
+
+def deliver(
+    artifacts: Path,
+    store: Store,
+    config: Config,
+    outcome: Outcome,
+    memo: Memo,
+    assemble: Callable[[], dict[str, Any]],
+) -> tuple[Path, dict[str, Any], bool]:
+    """The version of what was built: its folder, its manifest, and whether it was written now.
+
+    `assemble` makes the manifest, for the moment at which it is called.
+    """
+    name = identity(config, outcome)
+    known = find(artifacts, store, name, memo)
+    if known is None:
+        with store.lock(f"version-{name}"):  # two builds of the same thing write one version
+            known = find(artifacts, store, name, memo)
+            if known is None:
+                manifest = assemble()
+                while folder_of(artifacts, manifest).exists():  # a damaged version of this very second
+                    time.sleep(0.2)
+                    manifest = assemble()
+                folder = write(artifacts, store, name, manifest, outcome)
+                find(artifacts, store, name, memo)  # remembers the digests, so that the next call is quick
+                return folder, manifest, True
+    return known, json.loads((known / MANIFEST).read_text()), False
 
 
 def folder_of(artifacts: Path, manifest: dict[str, Any]) -> Path:
@@ -75,6 +108,7 @@ def write(artifacts: Path, store: Store, name: str, manifest: dict[str, Any], ou
             temporary.mkdir()
             for file in manifest["files"]:
                 target = temporary / file["path"]
+                target.parent.mkdir(parents=True, exist_ok=True)
                 copy(source / file["path"], target)
                 if file_digest(target) != file["sha256"]:
                     raise IntegrityError(
@@ -84,7 +118,7 @@ def write(artifacts: Path, store: Store, name: str, manifest: dict[str, Any], ou
             text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
             write_atomically(temporary / MANIFEST, text.encode())
             (temporary / MANIFEST).chmod(0o444)
-            for path in temporary.iterdir():
+            for path in sorted(temporary.rglob("*"), reverse=True):  # what a folder holds before the folder
                 fsync(path)
             fsync(temporary)
             temporary.rename(version)

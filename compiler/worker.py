@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import dataclasses
 import hashlib
 import importlib
 import json
@@ -22,39 +21,16 @@ import signal
 import sys
 import sysconfig
 import traceback
-import types
-import typing
 from pathlib import Path
 from typing import Any
 
-from compiler import lookup
+from compiler import lookup, typed
 from compiler.errors import CompilerError, ConfigError, StepError
-from compiler.stage import FACTS, Stage, write_json
+from compiler.stage import FACTS, write_json
 
 STARTED_WITH = frozenset(sys.modules)
 PR_SET_PDEATHSIG = 1
 STANDARD_LIBRARY = sysconfig.get_path("stdlib")
-
-
-def build_stage(cls: type[Stage], fields: dict[str, Any]) -> Stage:
-    """A stage from its JSON fields: paths, tuples and nested dataclasses get their types back."""
-    hints = typing.get_type_hints(cls)
-    return cls(**{name: _revive(hints[name], value) for name, value in fields.items()})
-
-
-def _revive(hint: Any, value: Any) -> Any:
-    if value is None:
-        return None
-    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
-    if hint is Path:
-        return Path(value)
-    if typing.get_origin(hint) is tuple:
-        return tuple(value)
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        inner = typing.get_type_hints(hint)
-        return hint(**{name: _revive(inner[name], item) for name, item in value.items()})
-    return value
 
 
 def main(argv: list[str]) -> int:
@@ -105,7 +81,7 @@ def main(argv: list[str]) -> int:
 
 
 def _run(request: dict[str, Any], out: Path) -> dict[str, Any]:
-    stage = build_stage(lookup.load(request["stage"]), request["fields"])
+    stage = typed.make(lookup.load(request["stage"]), request["fields"])
     if request.get("seed") is not None:
         _seed(request["seed"], stage.used_tools())
     return stage.run({role: Path(path) for role, path in request["inputs"].items()}, out)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-import time
 import traceback
 from pathlib import Path
 from typing import Any
 
 from compiler.commands.arguments import ConfigArguments, parse_config_arguments, print_error
 from compiler.config import compose, expand_sweep
-from compiler.errors import CompilerError, GateError, InterruptedBuild, StepError
+from compiler.errors import CompilerError, InterruptedBuild
+from compiler.gate import gate
 from compiler.identity import KeyMaker
 from compiler.keys.memo import Memo
 from compiler.plan import check_tools, make_plan
@@ -90,7 +90,7 @@ def _build(
     if not options.json:
         with contextlib.suppress(BrokenPipeError):  # who reads the table may stop reading; the artifact is there
             _print(manifest, folder, executed, new)
-    failed = _gate(config, manifest, folder)
+    failed = gate(config.strict, manifest, folder)
     if config.publish and (failed is None or config.force):
         try:
             _publish(config, folder)
@@ -126,68 +126,37 @@ def _print(manifest: dict[str, Any], folder: Path, executed: int, new: bool) -> 
 def _run_steps(
     config: Config, artifacts: Path, store: Store, memo: Memo, keys: KeyMaker
 ) -> tuple[Path, dict[str, Any], int, bool]:
-    from compiler import versions
+    from compiler import deferral, versions
     from compiler.manifest import assemble
     from compiler.progress import watcher
     from compiler.runner import Runner
-    from compiler.runtime.verify import MANIFEST
+    from compiler.unfinished import assemble_deferred
 
     plan = make_plan(config)
     keys.check_inputs(plan)
-    check_tools(plan)
+    lacks = deferral.lacking(plan)
+    if lacks and not config.defer:
+        raise deferral.refuse(
+            lacks, "build where that is, or prepare the rest here with defer=true, for finish to complete"
+        )
+    check_tools(plan, deferral.here(plan) if lacks else None)
     with contextlib.suppress(OSError):
         store.clean_leftovers()
     try:
         with watcher() as watching:
-            outcome = Runner(plan, store, keys, watching).run()
+            runner = Runner(plan, store, keys, watching)
+            outcome = runner.prepare() if lacks else runner.run()
     except KeyboardInterrupt:
         raise InterruptedBuild("interrupted", fix="run the same command again: finished steps are kept") from None
     finally:
         keys.save()
-    name = versions.identity(config, outcome)
     root = artifacts.absolute()
-    known = versions.find(root, store, name, memo)
-    if known is None:
-        with store.lock(f"version-{name}"):  # two builds of the same thing write one version
-            known = versions.find(root, store, name, memo)
-            if known is None:
-                keys.check_fully(plan)
-                manifest = assemble(plan, outcome, keys.outside(plan))
-                while versions.folder_of(root, manifest).exists():  # a damaged version of this very second
-                    time.sleep(0.2)
-                    manifest = assemble(plan, outcome, keys.outside(plan))
-                folder = versions.write(root, store, name, manifest, outcome)
-                versions.find(root, store, name, memo)  # remembers the digests, so that the next call is quick
-                keys.save()
-                return artifacts / folder.relative_to(root), manifest, outcome.executed, True
-    manifest = json.loads((known / MANIFEST).read_text())
+
+    def assembled() -> dict[str, Any]:
+        keys.check_fully(plan)
+        inputs = keys.outside(plan)
+        return assemble_deferred(plan, outcome, inputs, lacks) if lacks else assemble(plan, outcome, inputs)
+
+    folder, manifest, new = versions.deliver(root, store, config, outcome, memo, assembled)
     keys.save()
-    return artifacts / known.relative_to(root), manifest, outcome.executed, False
-
-
-def _gate(config: Config, manifest: dict[str, Any], folder: Path) -> CompilerError | None:
-    """What keeps the artifact from being delivered, if anything does."""
-    failed = [v for v in manifest["verdicts"] if v["result"] == "fail"]
-    lost = [c["id"] for c in manifest["candidates"] if c["status"] == "failed"]
-    where = f"the artifact is at {folder}"
-    if failed:
-        what = "; ".join(
-            f"{v['metric']} {v['value']} against {v['bound']}" if v["bound"] is not None else v["reason"]
-            for v in failed
-        )
-        return GateError(
-            f"the budget is not met: {what}; nearest candidate: {manifest['selected']}",
-            fix=f"{where}; relax the budget, add candidates, or build a smaller model",
-        )
-    if not config.strict:
-        return None
-    unproven = [v for v in manifest["verdicts"] if v["result"] == "unproven"]
-    if lost:
-        see = f"see their reasons: python -m compiler show {folder}"
-        return StepError(f"candidates failed under strict=true: {', '.join(lost)}", fix=f"{where}; {see}")
-    if unproven:
-        return GateError(
-            f"unproven under strict=true: {', '.join(v['metric'] for v in unproven)} ({unproven[0]['reason']})",
-            fix=f"{where}; measure on the target itself",
-        )
-    return None
+    return artifacts / folder.relative_to(root), manifest, outcome.executed, new

@@ -43,7 +43,10 @@ def run(arguments: list[str]) -> int:
         plan = make_plan(config)
         tools.update(tool for step in plan.steps.values() for tool in step.stage.used_tools())
         t = config.target
-        native = host.is_target(machine, t.arch, t.isa, t.cores, t.memory_mb, t.match.cpu_model, t.match.this_host)
+        native = host.is_target(
+            machine, t.arch, t.isa, t.cores, t.memory_mb, t.match.cpu_model, t.match.this_host, t.match.gpu,
+            t.match.compute_capability,
+        )  # fmt: skip
         checks.append({
             "check": f"target {t.name}", "ok": True, "needed": False,
             "says": NATIVE if native else PROXY,

@@ -16,6 +16,7 @@ DECISIVE = ("gpu", "driver", "gpu_compute_capability", "gpu_memory_mb")
 """What of a GPU decides a latency: part of a host's fingerprint where there is one."""
 QUERY = ("name", "driver_version", "compute_cap", "memory.total")
 TIME_LIMIT_S = 20.0
+GPU = "an NVIDIA GPU with its driver"
 DRIVER = "install NVIDIA's driver on a machine with its GPU (nvidia-smi must list it)"
 INSTALL = {
     "cuda-bindings": "pip install 'target-model-compiler[tensorrt]'",
@@ -74,7 +75,7 @@ def lacking(runtime: str, distributions: tuple[str, ...] = ()) -> list[tuple[str
     """
     found = []
     if runtime in ON_GPU and describe()["gpu"] is None:
-        found.append(("an NVIDIA GPU with its driver", DRIVER))
+        found.append((GPU, DRIVER))
     needed = (*distributions_of(runtime), *distributions) if runtime in ON_GPU else distributions
     for name in dict.fromkeys(needed):
         if not _installed(name):

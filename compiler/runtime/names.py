@@ -24,6 +24,9 @@ DISTRIBUTIONS = {
 ON_GPU = frozenset({"aot_inductor", "onnxruntime_cuda", "pytorch_cuda", "tensorrt", "torch_tensorrt"})
 """Runtimes that run on an NVIDIA GPU and nowhere else."""
 
+ON_CPU = {"onnxruntime_cuda": "onnxruntime", "pytorch_cuda": "pytorch"}
+"""Which runtime opens on a CPU what another opens on a GPU: the same function, for accuracy and never for time."""
+
 LIBRARIES = {
     "aot_inductor": ("torch",),
     "onnxruntime": ("onnxruntime",),

@@ -24,6 +24,8 @@ class Profile:
 
     cpu_model: str | None = None
     this_host: bool = False
+    gpu: str | None = None
+    compute_capability: str | None = None
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -70,8 +72,9 @@ class Measurement(Stage):
     def is_target(self, record: Mapping[str, Any]) -> bool:
         """Whether the host that `record` describes is the target itself."""
         return host.is_target(
-            record, self.arch, list(self.isa), self.cores, self.memory_mb, self.match.cpu_model, self.match.this_host
-        )
+            record, self.arch, list(self.isa), self.cores, self.memory_mb, self.match.cpu_model, self.match.this_host,
+            self.match.gpu, self.match.compute_capability,
+        )  # fmt: skip
 
 
 def entry_of(name: str, spec: Mapping[str, Any], result: Path) -> bundle.Entry:
