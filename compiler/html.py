@@ -81,7 +81,10 @@ def _content(manifest: dict[str, Any], observations: list[dict[str, Any]]) -> di
             }
             for row in rows
         ],
-        "notes": [*sentences.loads(manifest), sentences.screened(manifest)],
+        "notes": [
+            *sentences.loads(manifest), *sentences.on_gpu(manifest), sentences.screened(manifest),
+            *sentences.deferred(manifest, "PATH"),
+        ],
         "latency": charts.latency(manifest),
         "accuracy": charts.accuracy(manifest),
         "metric": sentences.metric(manifest),
@@ -135,7 +138,7 @@ def _observation(record: dict[str, Any], manifest: dict[str, Any]) -> dict[str, 
     host, figures = record["host"], record["candidates"]
     return {
         "created": record["created"],
-        "on": f"{host['cpu_model']} ({host['arch']}, {host['cores']} cores)",
+        "on": sentences.machine(host),
         "against": record["speedup_reference"],
         "rows": [
             (name, sentences.latency_cells(row))

@@ -32,6 +32,7 @@ MANIFEST_LAYER = "application/vnd.target-model-compiler.manifest.v1+json"
 PROVENANCE_LAYER = "application/vnd.in-toto+json"
 SIGNATURE_LAYER = "application/vnd.dev.sigstore.bundle.v0.3+json"
 DELIVERABLE = ("pass", "provisional")
+DEFERRED = "deferred"
 FIX = "do not publish this artifact; build or fetch it again"
 
 
@@ -61,7 +62,7 @@ def publish(
     """Sends the version at `folder`, after every byte of it is verified, and points tags to it.
 
     The tags: its version, its content (`content-` and 16 digits of its digest), the reference's own, and `latest`, that
-    goes forward in time only.
+    goes forward in time only and never to a deferred version, which is published for another host to finish.
 
     Raises:
         GateError: its budget is not met (or it is not finished), and `force` is not given.
@@ -106,7 +107,7 @@ def publish(
 
 def _gate(manifest: dict[str, Any], folder: Path, force: bool) -> bool:
     """Whether the artifact goes out by force. Raises GateError where it does not go out at all."""
-    if manifest["status"] in DELIVERABLE:
+    if manifest["status"] in (*DELIVERABLE, DEFERRED):
         return False
     if not force:
         raise GateError(
@@ -142,7 +143,7 @@ def _tags(reference: Reference, manifest: dict[str, Any]) -> list[str]:
                 f"the tag {reference.tag} is another version's name", fix=f"this is the version {manifest['version']}"
             )
         tags.append(reference.tag)
-    return [*tags, LATEST]
+    return tags if manifest["status"] == DEFERRED else [*tags, LATEST]
 
 
 def _created(held: bytes) -> str:
@@ -265,7 +266,9 @@ def _signed(layers: Sequence[Layer], registry: Registry, there: Descriptor | Non
 
 def _annotations(manifest: dict[str, Any], forced: bool) -> dict[str, str]:
     """What a listing shows without fetching anything; `pull` compares it with the artifact's own manifest."""
-    ours = {key: str(manifest[key]) for key in ("model", "target", "status", "digest", "selected")}
+    ours = {key: str(manifest[key]) for key in ("model", "target", "status", "digest")} | {
+        "selected": str(manifest["selected"] or "")
+    }
     return {
         CREATED: manifest["created"],
         VERSION: manifest["version"],

@@ -22,7 +22,7 @@ from compiler.keys.sources import source_closure
 from compiler.keys.tools import Tools
 from compiler.plan import make_plan
 from compiler.runtime import host
-from compiler.worker import build_stage
+from compiler.typed import make
 
 SCALARS = (
     st.none()
@@ -153,7 +153,7 @@ def test_stage_fields_survive_the_way_to_the_worker(crop: int, mean: float, layo
         dataset="digits", root=Path("/x"), crop=crop, mean=(mean, mean, mean), layout=layout, splits=SplitSizes(train=3)
     )
     fields = json.loads(canonical.encode(stage))
-    assert dataclasses.asdict(build_stage(Samples, fields)) == dataclasses.asdict(stage)
+    assert dataclasses.asdict(make(Samples, fields)) == dataclasses.asdict(stage)
 
 
 @pytest.mark.parametrize("step", ["screen", "benchmark"])

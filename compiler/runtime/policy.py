@@ -14,7 +14,7 @@ from compiler.errors import ConfigError, MissingToolError, unknown_name
 VARIABLE = "MODEL_COMPILER_POLICY"
 """Names the policy that holds where none is given."""
 MAX_POLICY_BYTES = 64 << 10
-STATUSES = ("pass", "provisional", "budget_failed")
+STATUSES = ("pass", "provisional", "budget_failed", "deferred")
 
 
 @dataclass(frozen=True)
