@@ -80,7 +80,7 @@ def finish(folder: Path, manifest: Mapping[str, Any], wish: Wish, artifacts: Pat
 
 def _finish(folder: Path, manifest: Mapping[str, Any], wish: Wish, artifacts: Path, watcher: Any) -> Finished:
     config = revive(manifest["config"])
-    config.executor = Executor()  # how much of this machine is no manifest's say
+    config.executor = Executor(environment=config.executor.environment)  # how much of this machine is no manifest's say
     config.artifacts_dir = str(artifacts)
     if not wish.own_code:
         refuse_code(config, "finish")

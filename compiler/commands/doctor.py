@@ -10,13 +10,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from compiler import deferral
 from compiler.commands.arguments import parse_config_arguments
 from compiler.config import compose
 from compiler.errors import ConfigError
 from compiler.keys.tools import tool_version
 from compiler.overrides import options
-from compiler.plan import make_plan
+from compiler.plan import Plan, make_plan
 from compiler.runtime import host, signatures
+from compiler.schema import Config
 
 LEAST_FREE_MB = 2048
 NATIVE = "this host is the target: figures taken here are native"
@@ -41,7 +43,8 @@ def run(arguments: list[str]) -> int:
     for overrides in targets:
         config = compose(overrides, given.config_dirs)
         plan = make_plan(config)
-        tools.update(tool for step in plan.steps.values() for tool in step.stage.used_tools())
+        lacks = deferral.lacking(plan)
+        tools.update(_tools(plan, bool(lacks)))
         t = config.target
         native = host.is_target(
             machine, t.arch, t.isa, t.cores, t.memory_mb, t.match.cpu_model, t.match.this_host, t.match.gpu,
@@ -51,6 +54,7 @@ def run(arguments: list[str]) -> int:
             "check": f"target {t.name}", "ok": True, "needed": False,
             "says": NATIVE if native else PROXY,
         })  # fmt: skip
+        checks += _lacks(config, lacks)
         for name, chain in config.toolchains.items():
             found = shutil.which(chain.python) is not None
             checks.append(
@@ -72,11 +76,47 @@ def run(arguments: list[str]) -> int:
     else:
         print(
             f"host: {machine['cpu_model']}, {machine['arch']}, {machine['cores']} cores, {machine['memory_mb']} MB, "
-            f"{machine['os']}, fingerprint {machine['fingerprint']}"
+            f"{machine['os']}, {_gpu(machine)}fingerprint {machine['fingerprint']}"
         )
         for check in checks:
             print(f"{'ok  ' if check['ok'] else 'LACK'}  {check['check']}: {check['says']}")
     return 4 if any(c["needed"] and not c["ok"] for c in checks) else 0
+
+
+def _gpu(machine: dict[str, Any]) -> str:
+    if not machine["gpu"]:
+        return ""
+    capability, memory = machine["gpu_compute_capability"], machine["gpu_memory_mb"]
+    return f"{machine['gpu']} (compute capability {capability}, {memory} MB, driver {machine['driver']}), "
+
+
+def _tools(plan: Plan, deferred: bool) -> set[str]:
+    """What the steps call; of a build that is deferred here, those that run here."""
+    names = plan.ancestors(deferral.here(plan)) if deferred else list(plan.steps)
+    return {tool for name in names for tool in plan.steps[name].stage.used_tools()}
+
+
+def _lacks(config: Config, lacks: dict[str, list[deferral.Lack]]) -> list[dict[str, Any]]:
+    """A line for each thing that a target's candidates need and this host has not."""
+    wanted: dict[deferral.Lack, list[str]] = {}
+    for name, items in lacks.items():
+        for lack in items:
+            wanted.setdefault(lack, []).append(name)
+    rows = [
+        {
+            "check": f"{config.target.name}: {lack.what}",
+            "ok": False,
+            "needed": not config.defer,
+            "says": f"{lack.install}; for {', '.join(names)}",
+        }
+        for lack, names in wanted.items()
+    ]
+    if rows and config.defer:
+        says = "what can be made here is prepared; finish completes it on a host that has what lacks (defer=true)"
+        rows.append(
+            {"check": f"{config.target.name}: builds here end deferred", "ok": True, "needed": False, "says": says}
+        )
+    return rows
 
 
 def _python() -> dict[str, Any]:

@@ -7,11 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from compiler import deferral
 from compiler.commands.arguments import parse_config_arguments
 from compiler.config import compose, expand_sweep
 from compiler.identity import KeyMaker, explain, key_of
 from compiler.keys.memo import Memo
-from compiler.plan import BRIEF, Plan, Step, make_plan
+from compiler.plan import BRIEF, SPLITS, Plan, Step, evaluation_name, make_plan
 from compiler.store import Result, Store
 
 KEY_CHARACTERS = 12
@@ -28,7 +29,11 @@ def run(arguments: list[str]) -> int:
             keys = KeyMaker(config, Memo(store.root / "memo.json", store.write))
             plan = make_plan(config)
             keys.check_inputs(plan)
-            plans.append({"model": config.model.name, "target": config.target.name, "steps": rows(plan, store, keys)})
+            lacks = deferral.lacking(plan)
+            steps = (
+                _deferred(plan, rows(plan, store, keys), lacks) if lacks and config.defer else rows(plan, store, keys)
+            )
+            plans.append({"model": config.model.name, "target": config.target.name, "steps": steps})
             if store.root.is_dir():
                 keys.save()
     if options.json:
@@ -42,7 +47,7 @@ def run(arguments: list[str]) -> int:
 
 
 def rows(plan: Plan, store: Store, keys: KeyMaker) -> list[dict[str, Any]]:
-    """One row a step: `name`, `stage`, `key`, `state` (hit, miss, pending, on demand), `why`, `inputs`, `also`."""
+    """One row a step: `name`, `stage`, `key`, `state` (hit, miss, pending, on demand, deferred), and why."""
     results: dict[str, Result] = {}
     out = []
     scope = f"{plan.config.model.name}/{plan.config.target.name}"
@@ -80,6 +85,21 @@ def rows(plan: Plan, store: Store, keys: KeyMaker) -> list[dict[str, Any]]:
                 row |= {"state": "miss", "why": outdated or why}
         out.append(row)
     return out
+
+
+def _deferred(plan: Plan, found: list[dict[str, Any]], lacks: dict[str, list[deferral.Lack]]) -> list[dict[str, Any]]:
+    """The rows of a build that ends deferred here: what is left for another host says so."""
+    base = [evaluation_name(split, plan.config.baseline) for split in SPLITS]
+    own = {*plan.ancestors(deferral.here(plan)), *base, "package"}
+    wanted = list(dict.fromkeys(lack.what for items in lacks.values() for lack in items))
+    for row in found:
+        if row["name"] not in own:
+            row |= {"key": None, "state": "deferred", "why": f"left for finish: lacks {', '.join(wanted)}"}
+        elif row["name"] in base:
+            row |= {"key": None, "state": "pending", "why": "by this host's CPU, for candidates to be paired with"}
+        elif row["name"] == "package":
+            row |= {"why": "after evaluations"}
+    return found
 
 
 def _as_last_time(step: Step, last: dict[str, Any] | None) -> Step:
