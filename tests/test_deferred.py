@@ -1,20 +1,23 @@
-"""Builds that lack a GPU here end deferred, and `finish` completes them where it is; the GPU and its tools are mocks."""
+"""Builds that lack a GPU end deferred, and `finish` completes them where it is; the GPU and its tools are mocks."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
+import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import bases
 import jsonschema
 import malice
 import numpy as np
+import processes
 import pytest
-from conftest import CONF, ROOT, Done, Project, command, environment
+from conftest import ROOT, Done, Project, command, environment
 
 SMI = """#!/bin/sh
 # MOCK of nvidia-smi: answers as the driver of a T4 does.
@@ -250,13 +253,6 @@ def test_a_deferred_version_travels_through_a_registry_and_is_never_latest(prepa
     assert done.code == 0 and done.manifest["finished_from"]["digest"] == prepared.manifest["digest"], done.err
 
 
-def _spoiled(prepared: Deferred, folder: Path, **changes: Any) -> Path:
-    """A copy whose manifest says something else and matches its digest all the same."""
-    target = Path(shutil.copytree(prepared.folder, folder / "spoiled"))
-    malice.rewrite(target, changes)
-    return target
-
-
 def test_an_altered_file_is_found_before_anything_is_read(prepared: Deferred, tmp_path: Path) -> None:
     target = Path(shutil.copytree(prepared.folder, tmp_path / "spoiled"))
     file = target / "steps/null_fp32.convert/model.npz"
@@ -264,3 +260,76 @@ def test_an_altered_file_is_found_before_anything_is_read(prepared: Deferred, tm
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     done = command("finish", target, "--partial")
     assert done.code == 6 and "model.npz" in done.last_lines()[1]
+
+
+FACTS = "steps/null_fp32.convert/facts.json"
+LIES: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "no configuration": lambda m: m.update(config={}),
+    "a configuration of text": lambda m: m["config"].update(target="t4"),
+    "a stage that reads files": lambda m: m["config"]["candidate"]["null_fp32"]["steps"].update(
+        extra={"stage": "null.samples", "source": "/etc/passwd"}
+    ),
+    "steps that were never made": lambda m: m["config"]["candidate"]["null_fp32"].update(after="screen"),
+    "code of its own": lambda m: m["config"]["candidate"]["null_fp32"].update(runtime="canary.runtime"),
+    "a stage of its own": lambda m: m["config"]["steps"]["select"].update(stage="canary.select"),
+    "a toolchain": lambda m: m["config"].update(toolchains={"x": {"python": "/bin/sh"}}),
+    "steps of text": lambda m: m.update(steps=["export"]),
+    "a step without outputs": lambda m: m["steps"][0].pop("outputs"),
+    "a step of no seconds": lambda m: m["steps"][0].update(seconds="soon"),
+    "candidates of text": lambda m: m.update(candidates=["null_fp32"]),
+    "no host": lambda m: m.update(measured_on=[]),
+    "a host of text": lambda m: m.update(measured_on=["build-host"]),
+    "inputs of text": lambda m: m.update(inputs="none"),
+    "no environment": lambda m: m.update(environment=[]),
+    "a name that leads elsewhere": lambda m: m["config"]["model"].update(name="../../x"),
+    "a target that leads elsewhere": lambda m: m["config"]["target"].update(name=".."),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_manifest_that_lies_runs_nothing_and_is_no_bug(prepared: Deferred, tmp_path: Path, lie: str) -> None:
+    target = Path(shutil.copytree(prepared.folder, tmp_path / "spoiled"))
+    malice.seal(target, LIES[lie])
+    done = command("finish", target, "--candidates", "null_fp32", "--artifacts-dir", tmp_path / "there")
+    assert done.code in (2, 6), (done.code, done.err)
+    assert "Traceback" not in done.err and not list((tmp_path / "there").glob("*/*/2*"))
+
+
+SPOILED = {
+    FACTS: (b"[]", b"{}", b'{"fidelity": 3}', b"{" * 100_000),
+    "steps/samples/facts.json": (b"[]", b'"x"'),
+    "steps/samples/meta.json": (b"[]",),
+    "steps/samples/report.npy": (
+        b"",
+        b"\x93NUMPY\x01\x00v\x00{'descr': '|O', 'fortran_order': False, 'shape': (3,), }",
+    ),
+    "steps/export/signature.json": (b"[]", b"{}", b'{"trained": true, "claim": 3, "demo": 1}'),
+    "steps/null_fp32.convert/signature.json": (b"{}", b'{"inputs": [], "outputs": []}'),
+    "steps/null_fp32.convert/model.npz": (b"PK", b""),
+    "steps/evaluate.report.null_baseline/facts.json": (b"{}", b'{"value": "high"}'),
+    "steps/evaluate.report.null_baseline/predictions.npz": (b"", b"PK"),
+}
+
+
+@pytest.mark.parametrize("name, content", [(n, c) for n, several in SPOILED.items() for c in several])
+def test_a_prepared_result_that_lies_with_right_digests_is_no_bug(
+    prepared: Deferred, tmp_path: Path, name: str, content: bytes
+) -> None:
+    target = Path(shutil.copytree(prepared.folder, tmp_path / "spoiled"))
+    malice.write(target, name, content)
+    malice.seal(target)
+    done = command("finish", target, "--candidates", "null_fp32", "--artifacts-dir", tmp_path / "there")
+    assert done.code in (2, 5, 6) or (done.code == 0 and name == FACTS), (done.code, done.err)
+    assert "internal error" not in done.err, done.err
+
+
+def test_an_interrupted_finish_keeps_what_was_done_and_goes_on(prepared: Deferred, tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    arguments = ["finish", prepared.folder, "--candidates", "null_fp32", "--artifacts-dir", there]
+    process = processes.start(SimpleNamespace(base=arguments))  # type: ignore[arg-type]
+    processes.wait_for(process, "benchmark: running")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    assert not list(there.glob("*/*/2*"))
+    done = command(*arguments)
+    assert done.code == 0, done.err
