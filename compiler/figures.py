@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from compiler.errors import ConfigError
+from compiler.runtime.verify import check_selected
 from compiler.terminal import printable
 
 MEGABYTE = 1e6
@@ -49,8 +49,7 @@ def read_side(manifest: Mapping[str, Any]) -> Side:
         KeyError, TypeError, ValueError, ...: it is no manifest.
     """
     manifest = printable(manifest)
-    if manifest["selected"] is None:
-        raise ConfigError(f"{manifest['version']} selects no candidate", fix="compare versions that were built")
+    check_selected(manifest, manifest["version"])
     row = next(c for c in manifest["candidates"] if c["id"] == manifest["selected"])
     hosts = {_text(h["id"]): _text(h["fingerprint"]) for h in manifest["measured_on"]}
     latency, accuracy = row["latency_ms"], row["accuracy"]

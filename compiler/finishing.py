@@ -79,6 +79,7 @@ def finish(folder: Path, manifest: Mapping[str, Any], wish: Wish, artifacts: Pat
 
 
 def _finish(folder: Path, manifest: Mapping[str, Any], wish: Wish, artifacts: Path, watcher: Any) -> Finished:
+    hosts = _checked(manifest)
     config = revive(manifest["config"])
     config.executor = Executor(environment=config.executor.environment)  # how much of this machine is no manifest's say
     config.artifacts_dir = str(artifacts)
@@ -94,8 +95,8 @@ def _finish(folder: Path, manifest: Mapping[str, Any], wish: Wish, artifacts: Pa
         keys = KeyMaker(config, memo)
         outcome.records = _records(manifest, plan)
         outcome.results = {name: _adopt(store, folder / FOLDER / name, name) for name in names}
+        dict(outcome.facts("samples")["splits"])
         _run(plan, store, keys, watching, outcome)
-        hosts = [host for host in manifest["measured_on"] if host["id"] == HOST]
 
         def assembled() -> dict[str, Any]:
             found = assemble(plan, outcome, manifest["inputs"], hosts)
@@ -105,6 +106,23 @@ def _finish(folder: Path, manifest: Mapping[str, Any], wish: Wish, artifacts: Pa
         place, written, new = versions.deliver(artifacts.absolute(), store, config, outcome, memo, assembled)
         keys.save()
     return Finished(artifacts / place.relative_to(artifacts.absolute()), written, outcome.executed, new)
+
+
+def _checked(manifest: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The hosts that the prepared accuracies name, once what goes into the new manifest unread is of its form.
+
+    Raises:
+        ValueError: it is not.
+    """
+    hosts = [host for host in manifest["measured_on"] if host["id"] == HOST]
+    if len(hosts) != 1 or not isinstance(hosts[0].get("fingerprint"), str):
+        raise ValueError("measured_on does not say where it was prepared")
+    for entry in manifest["inputs"].values():
+        if not isinstance(entry["path"], str) or not isinstance(entry["sha256"], str):
+            raise ValueError("inputs")
+    if not isinstance(manifest["environment"]["packages"], dict):
+        raise ValueError("environment")
+    return hosts
 
 
 def _run(plan: Plan, store: Store, keys: KeyMaker, watching: Watcher, outcome: Outcome) -> None:

@@ -25,7 +25,7 @@ from compiler.runtime.inert import describe_arrays, load_array
 from compiler.runtime.measure import RAW, RESULT
 from compiler.runtime.names import check_id
 from compiler.runtime.trust import check
-from compiler.runtime.verify import MANIFEST, SIDECARS, read_manifest
+from compiler.runtime.verify import MANIFEST, SIDECARS, check_selected, read_manifest
 from compiler.stages._measurement import artifact_files, entry_of, images_of
 from compiler.store import Result, Store
 from compiler.store.records import read_sealed
@@ -145,9 +145,8 @@ def _open(path: Path, runtimes: tuple[str, ...], everything: bool = False) -> _C
 
     folder, _ = read_manifest(path)
     manifest = check(folder).manifest
-    row = next((c for c in manifest["candidates"] if c["id"] == manifest["selected"]), None)
-    if row is None:
-        raise ConfigError(f"{path} has no selected candidate", fix="see why: python -m compiler show PATH")
+    check_selected(manifest, path)
+    row = next(c for c in manifest["candidates"] if c["id"] == manifest["selected"])
     claims.check(manifest)
     store = store_of(folder, manifest)
     if store is None:

@@ -20,6 +20,7 @@ from compiler.keys.tools import tool_version
 from compiler.outcome import Watcher
 from compiler.plan import Plan, check_tools, make_plan
 from compiler.runner import Runner
+from compiler.runtime.verify import check_selected
 from compiler.schema import Config, Executor
 from compiler.stage import FACTS
 from compiler.stages.calibrate import RECORD
@@ -57,8 +58,9 @@ def rebuild(manifest: Mapping[str, Any], own_code: bool, watcher: Watcher) -> li
     config.executor = Executor(environment=config.executor.environment)  # how much of this machine is no manifest's say
     if not own_code:
         refuse_code(config, "rebuild")
+    check_selected(manifest, manifest["version"])
     if manifest["selected"] not in config.candidates:
-        raise ConfigError("the manifest has no selected candidate", fix="see why: python -m compiler show PATH")
+        raise ConfigError("the manifest selects what its build has not", fix="see it: python -m compiler show PATH")
     recorded = {file["path"]: file["sha256"] for file in manifest["files"]}
     portable = {file["path"] for file in manifest["files"] if file.get("portable")}
     with tempfile.TemporaryDirectory(prefix="rebuild-") as folder, Store(Path(folder) / ".store") as store:

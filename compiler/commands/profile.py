@@ -20,7 +20,7 @@ from typing import Any
 from compiler.commands.arguments import parser
 from compiler.errors import CompilerError, ConfigError, IntegrityError, StepError, from_json
 from compiler.runtime.names import DISTRIBUTIONS
-from compiler.runtime.verify import read_manifest
+from compiler.runtime.verify import check_selected, read_manifest
 
 PROFILE = "profile.json"
 CALLS = 30
@@ -41,10 +41,7 @@ def run(arguments: list[str]) -> int:
     if not 1 <= given.calls <= MOST_CALLS:
         raise ConfigError(f"--calls is {given.calls}", fix=f"give a number from 1 to {MOST_CALLS}")
     folder, manifest = read_manifest(given.path)
-    if not manifest["selected"]:
-        raise ConfigError(
-            f"{given.path} has no selected candidate", fix="see its verdicts: python -m compiler show PATH"
-        )
+    check_selected(manifest, given.path)
 
     from compiler.observations import HOME, store_of, version_bundle
     from compiler.turns import turn

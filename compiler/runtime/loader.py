@@ -18,7 +18,7 @@ from compiler.runtime.host import profile
 from compiler.runtime.names import SHIPPED
 from compiler.runtime.session import Array, Session, open_model
 from compiler.runtime.trust import Policy, check
-from compiler.runtime.verify import read_manifest
+from compiler.runtime.verify import check_selected, read_manifest
 
 
 class Model:
@@ -179,6 +179,5 @@ def load(
     else:
         folder, _ = read_manifest(Path(path))
         manifest = check(folder, policy).manifest
-    if not manifest.get("selected"):
-        raise ConfigError(f"{path} has no selected candidate", fix="see its verdicts: python -m compiler show PATH")
+    check_selected(manifest, path)
     return Model(folder, manifest, runtimes, batch)

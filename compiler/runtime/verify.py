@@ -6,6 +6,7 @@ Who made it is `compiler.runtime.trust`'s to say.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from compiler.runtime.policy import Policy
 
 MANIFEST = "manifest.json"
+DEFERRED = "deferred"
 PROVENANCE = "provenance.json"
 SIGNATURE = "model.sig"
 SIDECARS = (PROVENANCE, SIGNATURE)
@@ -63,6 +65,23 @@ def read_manifest(path: Path) -> tuple[Path, dict[str, Any]]:
             f"{file} is not a manifest ({error!r})"[:300], fix="fetch or build the artifact again"
         ) from None
     return folder.resolve(), manifest
+
+
+def check_selected(manifest: Mapping[str, Any], path: object) -> None:
+    """That the version at `path` has an artifact to open.
+
+    Raises:
+        ConfigError: it selects no candidate; a deferred one is finished first.
+    """
+    if manifest["selected"]:
+        return
+    deferred = manifest["status"] == DEFERRED
+    raise ConfigError(
+        f"{path} {'is deferred: it' if deferred else ''} has no selected candidate".replace("  ", " "),
+        fix=f"finish it where its hardware is: python -m compiler finish {path}"
+        if deferred
+        else "see its verdicts: python -m compiler show PATH",
+    )
 
 
 def files_digest(files: list[dict[str, Any]]) -> str:
