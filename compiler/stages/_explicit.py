@@ -91,6 +91,8 @@ def _obstacle(view: View, node: Any, limits: Mapping[str, float]) -> str:
         weight = view.value(name)
         if weight.dtype != np.float32 or weight.ndim < 2:
             return f"its weights {name} are {weight.dtype} with {weight.ndim} dimensions"
+        if node.op_type == "MatMul" and weight.ndim > 2:  # ONNX Runtime refuses to run these with a scale per channel
+            return f"its weights {name} are a batch of matrices"
     return ""
 
 

@@ -113,11 +113,7 @@ def convert(model: Any, reasons: Mapping[str, str]) -> tuple[Any, dict[str, Any]
     return model, {
         "fp16_nodes": len(in_half),
         "fp16_operators": dict(sorted(Counter(node.op_type for node in in_half).items())),
-        "fp32_nodes": [
-            {"node": name, "op": original[name], "why": why}
-            for name, why in sorted(reasons.items())
-            if name in original
-        ],
+        "fp32_nodes": [{"node": n, "op": original[n], "why": why} for n, why in sorted(reasons.items())],
         "casts": len(casts),
         "fp16_weights": sum(tensor.data_type == TensorProto.FLOAT16 for tensor in model.graph.initializer),
     }
