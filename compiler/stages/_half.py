@@ -64,7 +64,7 @@ def _unfit(view: View, name: str, init_max: float, init_loss: float) -> str:
 
 
 def _with_partners(view: View, reasons: Mapping[str, str]) -> dict[str, str]:
-    """`reasons` for whole groups: a quantized operator, its pairs, and whatever shares a pair's scale.
+    """`reasons` for whole groups: a quantized operator, its pairs, its residual Add, and what shares a pair's scale.
 
     A cast between DequantizeLinear and its operator would keep TensorRT from fusing them.
     """
@@ -73,8 +73,10 @@ def _with_partners(view: View, reasons: Mapping[str, str]) -> dict[str, str]:
     for node in view.graph.node:
         if node.op_type in (QUANTIZE, DEQUANTIZE):
             links.append((label(node), by_scale.setdefault(node.input[1], label(node))))
-        if node.op_type == DEQUANTIZE:
-            links += [(label(node), label(taker)) for taker, _ in view.consumers[node.output[0]]]
+        for taker, _ in view.consumers[node.output[0]] if node.op_type == DEQUANTIZE else ():
+            links.append((label(node), label(taker)))
+            if taker.op_type == "Add":  # and the convolution that is fused with it
+                links += [(label(taker), label(view.producers[name])) for name in taker.input if name in view.producers]
     result = dict(reasons)
     changed = True
     while changed:

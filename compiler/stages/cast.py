@@ -27,6 +27,9 @@ class Cast(Conversion):
     `init_max` or weights of which float16 loses more than the share `init_loss` (what underflows), and what `keep`
     names, node or operator type. The two limits and their defaults are those of NVIDIA ModelOpt's AutoCast
     (its `data_max` and `init_max`). A model with Q/DQ pairs keeps them: their scales become float16 too.
+
+    What is too large is known from calibration alone: ONNX Runtime computes much of float16 in float32 on a CPU, so the
+    comparison with the step before would not see it overflow.
     """
 
     inputs: ClassVar[Mapping[str, str]] = {"model": PREVIOUS, "samples": "samples", "calibration": "calibrate"}
