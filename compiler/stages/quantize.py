@@ -8,20 +8,30 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from compiler.conversion import Conversion
-from compiler.errors import ConfigError, unknown_name
+from compiler.errors import ConfigError, StepError, unknown_name
+from compiler.qdq import violations
 from compiler.stage import PREVIOUS
+from compiler.stages import _limits
+from compiler.stages._explicit import place
+from compiler.stages._kept import kept_nodes
 from compiler.stages._model_files import save_onnx
 from compiler.stages.calibrate import ranges
 
 SYMMETRIC = ("uint8_asymmetric", "int8_symmetric")
+PLACEMENTS = {"onnxruntime": ("minmax", "percentile"), "tensorrt": _limits.METHODS}
+"""Who is to fuse the Q/DQ pairs -> the ways of choosing ranges that there are for it."""
 
 
 @dataclasses.dataclass(kw_only=True)
 class Quantize(Conversion):
-    """Writes `model.onnx` with QuantizeLinear/DequantizeLinear pairs.
+    """Writes `model.onnx` with QuantizeLinear/DequantizeLinear pairs, where `placement` fuses them.
 
-    Weights: int8, symmetric, per output channel. Activations: uint8 asymmetric (x86), or int8 symmetric (what
-    TensorRT takes). Ranges come from the histograms of `calibrate`.
+    `onnxruntime`: around every operator that has an int8 kernel. Weights: int8, symmetric, per output channel.
+    Activations: uint8 asymmetric (x86), or int8 symmetric. `tensorrt`: before Conv, ConvTranspose, Gemm, MatMul and on
+    residual branches; int8 and symmetric throughout, weights per output channel, biases float. The result is checked
+    against the rules in `compiler/qdq.py`.
+
+    Ranges come from the histograms of `calibrate`. `keep` names nodes, or operator types, that stay float.
     """
 
     inputs: ClassVar[Mapping[str, str]] = {"model": PREVIOUS, "samples": "samples", "calibration": "calibrate"}
@@ -29,10 +39,12 @@ class Quantize(Conversion):
     artifact: ClassVar[str] = "model.onnx"
     runtime: ClassVar[str] = "onnxruntime"
 
+    placement: str = "onnxruntime"
     ranges: str = "percentile"
     percentile: float = 99.99
     activations: str = "uint8_asymmetric"
     reduce_range: bool = False
+    keep: tuple[str, ...] = ()
 
     def precision(self) -> str:
         """int8."""
@@ -43,21 +55,56 @@ class Quantize(Conversion):
 
         Raises:
             ConfigError: an unknown recipe.
+            StepError: TensorRT's rules do not hold in what was written for it.
         """
-        import numpy as np
-        import onnx
-        from onnxruntime.quantization import QDQQuantizer, QuantType
-        from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
-        from onnxruntime.quantization.registry import QDQRegistry
+        self._check_fields()
+        return self._for_tensorrt(inputs, out) if self.placement == "tensorrt" else self._for_onnxruntime(inputs, out)
 
-        if self.ranges not in ("minmax", "percentile"):
-            raise unknown_name("ranges", self.ranges, ["minmax", "percentile"])
+    def _check_fields(self) -> None:
+        if self.placement not in PLACEMENTS:
+            raise unknown_name("placement", self.placement, PLACEMENTS)
+        if self.ranges not in PLACEMENTS[self.placement]:
+            raise unknown_name("ranges", self.ranges, PLACEMENTS[self.placement])
         if self.activations not in SYMMETRIC:
             raise unknown_name("activations", self.activations, SYMMETRIC)
         if not 50.0 < self.percentile <= 100.0:
             raise ConfigError(
                 f"percentile is {self.percentile}", fix="give a number above 50 and up to 100, such as 99.99"
             )
+        if self.placement == "tensorrt" and self.reduce_range:
+            raise ConfigError(
+                "reduce_range is for CPUs that saturate, not for placement=tensorrt", fix="leave reduce_range out"
+            )
+
+    def _for_tensorrt(self, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+        import onnx
+
+        model = onnx.load(str(inputs["model"] / "model.onnx"))
+        spans = _limits.limits(inputs["calibration"], self.ranges, self.percentile)
+        placed = place(model, spans, kept_nodes(model.graph, self.keep))
+        del model.graph.value_info[:]
+        save_onnx(model, out / "model.onnx")
+        wrong = violations(onnx.load(str(out / "model.onnx")), {row["node"] for row in placed.left_float})
+        if wrong:
+            raise StepError(
+                f"the quantized model breaks {len(wrong)} of TensorRT's rules",
+                fix="set keep=[NODE] for the node that is named, or leave this candidate out",
+                details=[f"{v.rule}: {v.node} {v.sentence}" for v in wrong[:8]],
+            )
+        return {
+            **_counts(model),
+            "quantized": dict(sorted(placed.quantized.items())),
+            "residual_adds": placed.residual_adds,
+            "left_float": placed.left_float,
+        }
+
+    def _for_onnxruntime(self, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+        import numpy as np
+        import onnx
+        from onnxruntime.quantization import QDQQuantizer, QuantType
+        from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
+        from onnxruntime.quantization.registry import QDQRegistry
+
         model = onnx.load(str(inputs["model"] / "model.onnx"))
         symmetric = self.activations == "int8_symmetric"
         spans = ranges(inputs["calibration"], self.ranges, self.percentile)
@@ -73,7 +120,7 @@ class Quantize(Conversion):
             activation_qType=QuantType.QInt8 if symmetric else QuantType.QUInt8,
             tensors_range=TensorsData(CalibrationMethod.MinMax, data),
             nodes_to_quantize=[],
-            nodes_to_exclude=[],
+            nodes_to_exclude=sorted(kept_nodes(model.graph, self.keep)),
             op_types_to_quantize=sorted(QDQRegistry),
             extra_options={"ActivationSymmetric": symmetric, "WeightSymmetric": True, "DedicatedQDQPair": False},
         )
@@ -81,5 +128,9 @@ class Quantize(Conversion):
         result = quantizer.model.model
         del result.graph.value_info[:]  # the quantizer's guesses at open dimensions
         save_onnx(result, out / "model.onnx")
-        kinds = [node.op_type for node in result.graph.node]
-        return {"quantize_nodes": kinds.count("QuantizeLinear"), "dequantize_nodes": kinds.count("DequantizeLinear")}
+        return _counts(result)
+
+
+def _counts(model: Any) -> dict[str, int]:
+    kinds = [node.op_type for node in model.graph.node]
+    return {"quantize_nodes": kinds.count("QuantizeLinear"), "dequantize_nodes": kinds.count("DequantizeLinear")}

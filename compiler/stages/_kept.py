@@ -1,0 +1,25 @@
+"""Which nodes the user keeps in float32: by name, or all of an operator type."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from compiler.errors import unknown_name
+from compiler.qdq import label
+
+
+def kept_nodes(graph: Any, keep: Iterable[str]) -> set[str]:
+    """The labels of the nodes of an onnx.GraphProto that `keep` names.
+
+    Raises:
+        ConfigError: a word of `keep` is neither a node's name nor an operator type of this graph.
+    """
+    nodes = {label(node): node.op_type for node in graph.node}
+    result = set()
+    for word in keep:
+        named = {name for name, kind in nodes.items() if word in (name, kind)}
+        if not named:
+            raise unknown_name("node or operator type", word, {*nodes, *nodes.values()})
+        result |= named
+    return result
