@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,16 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "tests" / "conf"
 QUICK = ["steps.benchmark.rounds=1", "steps.benchmark.min_calls=5", "steps.benchmark.min_seconds=0"]
+
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    # builds take turns by locks in TMPDIR: two workers would wait for each other's measurements
+    os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(prefix=f"compiler-{worker}-")
+
+
+def pytest_unconfigure() -> None:
+    """Removes the worker's own temporary folder; `tmp_path` lies elsewhere."""
+    if worker:
+        shutil.rmtree(os.environ["TMPDIR"], ignore_errors=True)
 
 
 @dataclass
@@ -86,6 +97,11 @@ class Project:
         assert done.code == 0, done.err
         return {row["name"]: row for row in json.loads(done.out)["steps"]}
 
+    @property
+    def latest(self) -> Path:
+        """The folder of the newest version that passed."""
+        return (self.artifacts / "nullmodel" / "nulltarget" / "latest").resolve()
+
     def objects(self) -> list[Path]:
         """Every stored object."""
         return sorted((self.artifacts / ".store" / "objects").glob("*/*"))
@@ -103,6 +119,7 @@ class First:
 
     project: Project
     manifest: dict[str, Any]
+    done: Done
 
 
 @pytest.fixture(scope="session")
@@ -111,7 +128,7 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> First:
     project = Project(tmp_path_factory.mktemp("first"))
     done = project.build()
     assert done.code == 0, done.err
-    return First(project, done.manifest)
+    return First(project, done.manifest, done)
 
 
 @pytest.fixture
