@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Project
+from conftest import First, Project
 
 from compiler import runtime
 from compiler.backends import openvino, tflite
@@ -275,8 +275,8 @@ def test_a_batch_that_is_none_is_refused(batch: object) -> None:
         batch_of({"batch": batch})
 
 
-def test_an_artifact_is_opened_at_another_batch(project: Project) -> None:
-    folder = project.build().manifest_path.parent
+def test_an_artifact_is_opened_at_another_batch(first: First) -> None:
+    folder = first.project.latest
     images = np.random.default_rng(0).integers(0, 255, (5, 8, 8, 3)).astype(np.uint8)
     alone, together = runtime.load(folder), runtime.load(folder, batch=3)
     assert (alone.batch, together.batch) == (1, 3)
@@ -285,8 +285,8 @@ def test_an_artifact_is_opened_at_another_batch(project: Project) -> None:
         together.run([np.zeros((1, 8, 8, 3), np.float32)])
 
 
-def test_an_artifact_of_one_batch_is_not_opened_at_another(project: Project) -> None:
-    done = project.build("candidates=[null_fp32]", "candidate.null_fp32.steps.convert.fixed_batch=true")
+def test_an_artifact_of_one_batch_is_not_opened_at_another(built: Project) -> None:
+    done = built.build("candidates=[null_fp32]", "candidate.null_fp32.steps.convert.fixed_batch=true")
     with pytest.raises(ConfigError, match=r"model.npz runs at batch 1 only, not at 2"):
         runtime.load(done.manifest_path.parent, batch=2)
 

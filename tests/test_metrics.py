@@ -134,8 +134,8 @@ def test_unknown_metric_is_refused_before_anything_runs(project: Project, metric
     assert "package.module:function" in done.last_lines()[0]
 
 
-def test_top5_of_few_classes_is_refused(project: Project) -> None:
-    done = project.build("data.metric=top5")
+def test_top5_of_few_classes_is_refused(built: Project) -> None:
+    done = built.build("data.metric=top5")
     assert done.code == 2 and "top5 of 4 classes is always 100 %" in done.last_lines()[1]
 
 
