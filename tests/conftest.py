@@ -16,11 +16,24 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "tests" / "conf"
-QUICK = ["steps.benchmark.rounds=1", "steps.benchmark.min_calls=5", "steps.benchmark.min_seconds=0"]
+QUICK = [
+    f"steps.{step}.{field}"
+    for step in ("screen", "benchmark")
+    for field in ("rounds=1", "min_calls=5", "min_seconds=0")
+]
 
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     # builds take turns by locks in TMPDIR: two workers would wait for each other's measurements
     os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(prefix=f"compiler-{worker}-")
+
+
+LONG = ("test_real", "test_edits", "test_errors", "test_crash", "test_faults", "test_rebuild", "test_batch")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take long come first: what a worker begins last must not be what the other waits for."""
+    rank = {name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
 def pytest_unconfigure() -> None:
