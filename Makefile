@@ -46,8 +46,10 @@ doctor: $(READY) ## checks this machine
 	@$(RUN) -m compiler doctor target=$(TARGET)
 
 # Two files of tests at a time, then what may have nothing beside it; 5 is pytest's word for no test chosen by ARGS.
+# Compiled once, because every test starts processes that write no bytecode of their own.
 test: $(READY) ## every test but the long ones, real builds among them
-	@$(RUN) -m pytest -m "not soak and not alone" -n 2 --dist loadfile $(ARGS) || [ $$? = 5 ]
+	@$(RUN) -m compileall -q compiler
+	@$(RUN) -m pytest -m "not soak and not alone" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS) || [ $$? = 5 ]
 	@$(RUN) -m pytest -m "alone and not soak" $(ARGS) || [ $$? = 5 ]
 
 soak: $(READY) ## the long tests

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,30 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "tests" / "conf"
-QUICK = ["steps.benchmark.rounds=1", "steps.benchmark.min_calls=5", "steps.benchmark.min_seconds=0"]
+QUICK = [
+    f"steps.{step}.{field}"
+    for step in ("screen", "benchmark")
+    for field in ("rounds=1", "min_calls=5", "min_seconds=0")
+]
+
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    # builds take turns by locks in TMPDIR: two workers would wait for each other's measurements
+    os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(prefix=f"compiler-{worker}-")
+
+
+LONG = ("test_real", "test_edits", "test_errors", "test_crash", "test_faults", "test_rebuild", "test_batch")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take long come first: what a worker begins last must not be what the other waits for."""
+    rank = {name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
+def pytest_unconfigure() -> None:
+    """Removes the worker's own temporary folder; `tmp_path` lies elsewhere."""
+    if worker:
+        shutil.rmtree(os.environ["TMPDIR"], ignore_errors=True)
 
 
 @dataclass
@@ -86,6 +110,11 @@ class Project:
         assert done.code == 0, done.err
         return {row["name"]: row for row in json.loads(done.out)["steps"]}
 
+    @property
+    def latest(self) -> Path:
+        """The folder of the newest version that passed."""
+        return (self.artifacts / "nullmodel" / "nulltarget" / "latest").resolve()
+
     def objects(self) -> list[Path]:
         """Every stored object."""
         return sorted((self.artifacts / ".store" / "objects").glob("*/*"))
@@ -103,6 +132,7 @@ class First:
 
     project: Project
     manifest: dict[str, Any]
+    done: Done
 
 
 @pytest.fixture(scope="session")
@@ -111,7 +141,7 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> First:
     project = Project(tmp_path_factory.mktemp("first"))
     done = project.build()
     assert done.code == 0, done.err
-    return First(project, done.manifest)
+    return First(project, done.manifest, done)
 
 
 @pytest.fixture

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import Project
+from batches import BATCH, FORMS, Form, check
+from conftest import First, Project
 
 from compiler import runtime
 from compiler.backends import openvino, tflite
-from compiler.conversion import MAX_BATCH_ERROR, SIGNATURE, same
+from compiler.conversion import SIGNATURE
 from compiler.errors import ConfigError
-from compiler.runtime.preprocess import decode, encode
 from compiler.runtime.session import MAX_BATCH, batch_of, open_model
 from compiler.stage import Stage
 from compiler.stages.calibrate import Calibrate
@@ -24,27 +23,9 @@ from compiler.stages.export import EXPORTED_OPEN, FIXED, OPENED, Export
 from compiler.stages.fuse import Fuse
 from compiler.stages.quantize import Quantize
 from compiler.stages.samples import Samples, SplitSizes
-from compiler.zoo.digits import DEFAULT_OUT, SIDE, SPLITS
+from compiler.zoo.digits import SIDE, SPLITS
 
 pytestmark = pytest.mark.real
-
-BATCH = 4
-F32 = {"INFERENCE_PRECISION_HINT": "f32"}
-TFLITE = {
-    "tflite_fp32": ("tflite", "model.tflite", {}, "fp32"),
-    "tflite_fp16": ("tflite", "model.tflite", {}, "fp16"),
-    "tflite_dynamic_int8": ("tflite", "model.tflite", {}, "int8"),
-    "tflite_int8": ("tflite", "model.tflite", {}, "int8"),
-    "tflite_int8_io": ("tflite", "model.tflite", {}, "int8"),
-    "tflite_ai_edge_int8": ("tflite", "model.tflite", {}, "int8"),
-}
-FORMS: dict[str, tuple[str, str, dict[str, Any], str]] = {
-    "fuse": ("onnxruntime", "model.onnx", {}, "fp32"),
-    "onnxruntime_int8": ("onnxruntime", "model.onnx", {}, "int8"),
-    "openvino_fp32": ("openvino", "model.xml", F32, "fp32"),
-    "openvino_int8": ("openvino", "model.xml", F32, "int8"),
-    **TFLITE,
-}
 
 
 class Flat(torch.nn.Module):
@@ -133,16 +114,14 @@ class Steps:
         self.facts: dict[tuple[str, str], dict[str, Any]] = {}
 
     def __call__(self, network: str, step: str) -> Path:
-        """The result of `step` for a network of this file, or for `mobilenet` with its demo weights."""
+        """The result of `step` for a network of this file; the default model's are looked at in `test_real.py`."""
         out = self.folder / network / step
         if (network, step) not in self.facts:
             if step == "samples":
                 stage: Stage = Samples(dataset="digits", resize=0, crop=SIDE, splits=SplitSizes(**SPLITS))
                 inputs: dict[str, str] = {}
             elif step == "export":
-                demo = network == "mobilenet"
-                name = "mobilenet_v3_small" if demo else f"test_batch:{network}"
-                stage, inputs = Export(architecture=name, weights=DEFAULT_OUT if demo else None), {}
+                stage, inputs = Export(architecture=f"test_batch:{network}"), {}
             else:
                 stage, inputs = STEPS[step]
             sources = {role: self(network, source) for role, source in inputs.items()}
@@ -155,45 +134,16 @@ class Steps:
 
 @pytest.fixture(scope="session")
 def steps(tmp_path_factory: pytest.TempPathFactory) -> Steps:
-    # without it OpenVINO forks to report that it was used, and this process has threads
-    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
     return Steps(tmp_path_factory.mktemp("batch"))
 
 
-def _answers(
-    steps: Steps, form: tuple[str, str, dict[str, Any], str], folder: Path, batch: int
-) -> tuple[np.ndarray[Any, Any], dict[str, Any]]:
-    """Logits of the first `BATCH` samples, `batch` of them a run, and the session's signature."""
-    name, file, options, _ = form
-    signature = json.loads((folder / SIGNATURE).read_text())
-    images = np.load(steps("any", "samples") / "calibration.npy")[:BATCH]
-    values = encode(images, signature)
-    session = open_model(name, folder / file, {"threads": 1, **options, "batch": batch})
-    rows = [session.run([values[i : i + batch]])[0] for i in range(0, BATCH, batch)]
-    return decode(np.concatenate(rows), signature["outputs"][0]), session.signature()
-
-
-def _check(steps: Steps, form: tuple[str, str, dict[str, Any], str], folder: Path) -> None:
-    alone, signature = _answers(steps, form, folder, 1)
-    together, opened = _answers(steps, form, folder, BATCH)
-    stored = json.loads((folder / SIGNATURE).read_text())
-    assert stored["dynamic_batch"] is True
-    assert stored["inputs"][0]["shape"] == signature["inputs"][0]["shape"]
-    for side in ("inputs", "outputs"):
-        assert opened[side][0]["shape"] == [BATCH, *signature[side][0]["shape"][1:]]
-    exact = MAX_BATCH_ERROR["fp32"] / 10
-    assert same(alone, together, exact if form[3] == "fp32" else 0.05)
-    assert (alone.argmax(axis=1) == together.argmax(axis=1)).all()
+def _check(steps: Steps, form: Form, folder: Path) -> None:
+    check(steps("any", "samples"), form, folder)
 
 
 @pytest.mark.parametrize("step", FORMS)
 def test_a_network_that_flattens_a_map_is_answered_alike_in_a_batch_and_alone(steps: Steps, step: str) -> None:
     _check(steps, FORMS[step], steps("flat", step))
-
-
-@pytest.mark.parametrize("step", ["fuse", "onnxruntime_int8", "openvino_fp32", "tflite_fp32", "tflite_int8"])
-def test_the_default_model_is_answered_alike_in_a_batch_and_alone(steps: Steps, step: str) -> None:
-    _check(steps, FORMS[step], steps("mobilenet", step))
 
 
 def test_the_program_and_the_baseline_take_a_batch(steps: Steps) -> None:
@@ -240,7 +190,7 @@ def test_a_network_whose_copies_follow_the_batch_is_exported_with_an_open_one(st
     _check(steps, ("torch_export", "program.pt2", {}, "fp32"), steps("token", "fuse"))
 
 
-def _refused(form: tuple[str, str, dict[str, Any], str], folder: Path) -> None:
+def _refused(form: Form, folder: Path) -> None:
     name, file, options, _ = form
     assert json.loads((folder / SIGNATURE).read_text())["dynamic_batch"] is False
     assert open_model(name, folder / file, {**options, "batch": 1}).signature()["inputs"][0]["shape"][0] == 1
@@ -275,8 +225,8 @@ def test_a_batch_that_is_none_is_refused(batch: object) -> None:
         batch_of({"batch": batch})
 
 
-def test_an_artifact_is_opened_at_another_batch(project: Project) -> None:
-    folder = project.build().manifest_path.parent
+def test_an_artifact_is_opened_at_another_batch(first: First) -> None:
+    folder = first.project.latest
     images = np.random.default_rng(0).integers(0, 255, (5, 8, 8, 3)).astype(np.uint8)
     alone, together = runtime.load(folder), runtime.load(folder, batch=3)
     assert (alone.batch, together.batch) == (1, 3)
@@ -285,8 +235,8 @@ def test_an_artifact_is_opened_at_another_batch(project: Project) -> None:
         together.run([np.zeros((1, 8, 8, 3), np.float32)])
 
 
-def test_an_artifact_of_one_batch_is_not_opened_at_another(project: Project) -> None:
-    done = project.build("candidates=[null_fp32]", "candidate.null_fp32.steps.convert.fixed_batch=true")
+def test_an_artifact_of_one_batch_is_not_opened_at_another(built: Project) -> None:
+    done = built.build("candidates=[null_fp32]", "candidate.null_fp32.steps.convert.fixed_batch=true")
     with pytest.raises(ConfigError, match=r"model.npz runs at batch 1 only, not at 2"):
         runtime.load(done.manifest_path.parent, batch=2)
 

@@ -247,9 +247,9 @@ def test_manifest_cannot_steer_the_terminal(tmp_path: Path) -> None:
         assert done.code == 0 and "\x1b" not in done.out + done.err and "\x07" not in done.out + done.err
 
 
-def test_built_versions_compare(project: Project) -> None:
-    first = project.build()
-    second = project.build("candidates=[null_slow]")
-    done = command("compare", first.manifest_path.parent, second.manifest_path)
+def test_built_versions_compare(built: Project) -> None:
+    first = built.latest
+    second = built.build("candidates=[null_slow]")
+    done = command("compare", first, second.manifest_path)
     assert done.code == 0, done.err
     assert "null_slow" in done.out and "no difference shown (drops from the same baseline)" in done.out

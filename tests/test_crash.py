@@ -269,12 +269,10 @@ def watcher(tmp_path_factory: pytest.TempPathFactory) -> Watcher:
 
 
 @pytest.fixture
-def late_watcher(tmp_path: Path) -> Watcher:
+def late_watcher(built: Project, tmp_path: Path) -> Watcher:
     """For builds whose results are all stored, so that nothing is left but to write the version."""
-    project = Project(tmp_path / "start")
-    assert project.build(env={**environment(), "TMPDIR": str(tmp_path)}).code == 0  # no turns with other builds
-    shutil.rmtree(project.artifacts / "nullmodel")
-    return Watcher(tmp_path / "late", project.artifacts)
+    shutil.rmtree(built.artifacts / "nullmodel")
+    return Watcher(tmp_path / "late", built.artifacts)
 
 
 @pytest.mark.soak

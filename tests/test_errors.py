@@ -83,19 +83,19 @@ def test_unknown_key_in_a_users_yaml_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_candidate_that_fails_is_left_out_by_name_and_the_others_are_built(
-    project: Project, fail: str, said: str
+    built: Project, fail: str, said: str
 ) -> None:
-    done = project.build(f"candidate.null_int8.steps.quantize.fail={fail}")
+    done = built.build(f"candidate.null_int8.steps.quantize.fail={fail}")
     assert done.code == 0, done.err
     row = next(c for c in done.manifest["candidates"] if c["id"] == "null_int8")
     assert row["status"] == "failed" and "null_int8.quantize" in row["reason"] and said in row["reason"]
     assert said in done.err and row["reproduce"]
-    assert project.build(f"candidate.null_int8.steps.quantize.fail={fail}", "strict=true").code == 5
+    assert built.build(f"candidate.null_int8.steps.quantize.fail={fail}", "strict=true").code == 5
 
 
 @pytest.mark.parametrize("step", ["convert", "quantize"])
-def test_every_candidate_failing_ends_the_build_with_5(project: Project, step: str) -> None:
-    done = project.build("candidates=[null_int8]", f"candidate.null_int8.steps.{step}.fail=crash")
+def test_every_candidate_failing_ends_the_build_with_5(built: Project, step: str) -> None:
+    done = built.build("candidates=[null_int8]", f"candidate.null_int8.steps.{step}.fail=crash")
     fix, cause = done.last_lines()
     assert done.code == 5 and f"null_int8.{step} was killed by SIGABRT" in cause and fix.startswith("try: ")
 
@@ -140,8 +140,8 @@ HOSTILE = {
 }  # fmt: skip
 
 
-def test_hostile_manifest_is_an_integrity_error_and_names_no_code_to_run(project: Project, tmp_path: Path) -> None:
-    folder = project.build().manifest_path.parent
+def test_hostile_manifest_is_an_integrity_error_and_names_no_code_to_run(built: Project, tmp_path: Path) -> None:
+    folder = built.latest
     good = json.loads((folder / "manifest.json").read_text())
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w')\ndef pwn(**_): pass\n")
     (folder / "manifest.json").chmod(0o644)
@@ -158,8 +158,8 @@ def test_hostile_manifest_is_an_integrity_error_and_names_no_code_to_run(project
         assert command("show", folder).code == 6
 
 
-def test_manifest_cannot_steer_the_terminal(project: Project) -> None:
-    path = project.build().manifest_path
+def test_manifest_cannot_steer_the_terminal(built: Project) -> None:
+    path = built.latest / "manifest.json"
     manifest = json.loads(path.read_text())
     manifest["selected_because"] = "\x1b]0;owned\x07 [/bold] [red]x"
     path.chmod(0o644)
@@ -168,14 +168,12 @@ def test_manifest_cannot_steer_the_terminal(project: Project) -> None:
     assert shown.code == 0 and "\x1b" not in shown.out and "[/bold] [red]x" in shown.out
 
 
-def test_tampered_manifest_is_not_taken_for_the_builds_result(project: Project) -> None:
-    first = project.build()
-    first.manifest_path.chmod(0o644)
-    first.manifest_path.write_text(
-        first.manifest_path.read_text().replace('"status": "pass"', '"status": "budget_failed"')
-    )
-    second = project.build()
-    assert second.code == 0 and second.manifest_path != first.manifest_path and second.manifest["status"] == "pass"
+def test_tampered_manifest_is_not_taken_for_the_builds_result(built: Project) -> None:
+    first = built.latest / "manifest.json"
+    first.chmod(0o644)
+    first.write_text(first.read_text().replace('"status": "pass"', '"status": "budget_failed"'))
+    second = built.build()
+    assert second.code == 0 and second.manifest_path != first and second.manifest["status"] == "pass"
 
 
 def test_input_that_changes_while_its_step_runs_leaves_nothing_behind(project: Project, tmp_path: Path) -> None:
@@ -230,10 +228,10 @@ def test_folders_with_spaces_commas_and_umlauts_work(tmp_path: Path) -> None:
     assert done.manifest_path.is_file() and str(folder) in done.out.split("Model:")[1]
 
 
-def test_multirun_goes_on_after_a_failed_job_and_ends_at_ctrl_c(project: Project) -> None:
-    done = project.build("--multirun", "budget.size_mb=inf,1")
+def test_multirun_goes_on_after_a_failed_job_and_ends_at_ctrl_c(built: Project) -> None:
+    done = built.build("--multirun", "budget.size_mb=inf,1")
     assert done.code == 2 and "Status: pass" in done.out
-    process = start(project, "--multirun", "candidate.null_slow.steps.convert.delay_s=60,0", "candidates=[null_slow]")
+    process = start(built, "--multirun", "candidate.null_slow.steps.convert.delay_s=60,0", "candidates=[null_slow]")
     wait_for(process, "null_slow.convert: running")
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGTERM)
@@ -241,10 +239,10 @@ def test_multirun_goes_on_after_a_failed_job_and_ends_at_ctrl_c(project: Project
     assert process.returncode == 130 and "[2/2]" not in err
 
 
-def test_json_of_a_build_that_fails_its_gate_is_still_printed(project: Project) -> None:
-    done = project.build("--json", "budget.size_mb=0.000001")
+def test_json_of_a_build_that_fails_its_gate_is_still_printed(built: Project) -> None:
+    done = built.build("--json", "budget.size_mb=0.000001")
     assert done.code == 3 and json.loads(done.out)["status"] == "budget_failed"
-    plain = project.build("budget.size_mb=0.000001")
+    plain = built.build("budget.size_mb=0.000001")
     assert plain.code == 3 and plain.manifest["status"] == "budget_failed"
 
 
@@ -277,13 +275,12 @@ def test_latest_that_is_no_link_is_left_alone_and_said(project: Project) -> None
     assert done.code == 2 and "left alone" in done.last_lines()[1] and latest.is_dir()
 
 
-def test_damaged_bookkeeping_is_no_error(project: Project) -> None:
-    project.build()
-    store = project.artifacts / ".store"
+def test_damaged_bookkeeping_is_no_error(built: Project) -> None:
+    store = built.artifacts / ".store"
     (store / "memo.json").write_text("[]")
     for path in [*(store / "last").rglob("*.json"), *(store / "actions").rglob("*.json")]:
         path.write_text("{}")
-    assert project.build().code == 0
+    assert built.build().code == 0
 
 
 def test_missing_library_is_said_before_any_step_runs(project: Project, tmp_path: Path) -> None:

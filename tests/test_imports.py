@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Project, environment
+from conftest import ROOT, First, Project, environment
 
 HEAVY = {
     "torch", "torchvision", "tensorflow", "openvino", "nncf", "onnx", "onnxruntime", "onnxscript", "litert_torch",
@@ -42,22 +42,22 @@ def test_plan_imports_no_machine_learning_library(tmp_path: Path) -> None:
     assert code == 0 and not HEAVY & names
 
 
-def test_build_with_nothing_to_do_show_and_verify_import_no_machine_learning_library(project: Project) -> None:
-    folder = project.build().manifest_path.parent
-    for arguments in (project.base, ["show", folder], ["verify", folder], ["doctor", "target=xeon"], ["--help"]):
+def test_build_with_nothing_to_do_show_and_verify_import_no_machine_learning_library(built: Project) -> None:
+    folder = built.latest
+    for arguments in (built.base, ["show", folder], ["verify", folder], ["doctor", "target=xeon"], ["--help"]):
         code, names = _modules(*arguments)
         assert code == 0 and not HEAVY & names, arguments
 
 
-def test_show_run_and_verify_need_neither_hydra_nor_the_build(project: Project) -> None:
-    folder = project.build().manifest_path.parent
+def test_show_run_and_verify_need_neither_hydra_nor_the_build(first: First) -> None:
+    folder = first.project.latest
     for arguments in (["show", folder], ["verify", folder]):
         _, names = _modules(*arguments)
         assert not {"hydra", "omegaconf"} & names
 
 
-def test_runtime_opens_an_artifact_with_numpy_alone(project: Project) -> None:
-    folder = project.build().manifest_path.parent
+def test_runtime_opens_an_artifact_with_numpy_alone(first: First) -> None:
+    folder = first.project.latest
     script = (
         "import sys, json, numpy as np\n"
         "class Only:\n"

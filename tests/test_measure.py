@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from compiler import bundle as bundles
 from compiler.errors import IntegrityError, StepError
+from compiler.runtime import arrivals, noise, sensors, statistics
 from compiler.runtime import bundle as reading
-from compiler.runtime import noise, sensors, statistics
 from compiler.runtime.arrivals import under_load
 from compiler.runtime.depths import contenders, measure_bundle
 from compiler.runtime.measure import Data, Record, measure, undecided
@@ -358,11 +358,12 @@ def test_the_point_of_highest_throughput_within_the_bounds_is_chosen() -> None:
     assert (chosen(None), chosen(2.0), chosen(0.5)) == (4, 2, 0)  # 8 gains too little over 4
 
 
-def test_under_load_the_queue_counts(make_bundle: Any) -> None:
+def test_under_load_the_queue_counts(make_bundle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """At half of what it can do a candidate answers at once; above what it can do the queue grows."""
     folder = make_bundle(base={"us": 2000})
     calm = under_load(folder, ["base"], 100.0, 0, lambda what: None)["base"]
     assert calm["kept_up"] and calm["n"] >= 300 and 1.9 < calm["p50"] < calm["p99"]
+    monkeypatch.setattr(arrivals, "SHORTEST_S", 1.0)
     behind = under_load(folder, ["base"], 700.0, 0, lambda what: None)["base"]
     assert not behind["kept_up"] and behind["p50"] > 10 * calm["p50"]
 

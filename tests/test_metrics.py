@@ -59,8 +59,10 @@ CONSTANT = 3
 @pytest.fixture
 def own(tmp_path: Path) -> Path:
     """A working folder with a module of the user's own."""
-    (tmp_path / "scores.py").write_text(OWN)
-    return tmp_path
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (folder / "scores.py").write_text(OWN)
+    return folder
 
 
 def _accuracy(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -72,9 +74,9 @@ def _quiet(_done: int, _total: int, _what: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["balanced", "reciprocal_rank"])
-def test_users_metric_is_evaluated_and_paired_with_the_baseline(project: Project, own: Path, name: str) -> None:
+def test_users_metric_is_evaluated_and_paired_with_the_baseline(built: Project, own: Path, name: str) -> None:
     spoilt = ["candidate.null_int8.steps.quantize.bits=2", "budget.accuracy_drop=90"]
-    done = project.build(f"data.metric=scores:{name}", "evaluate=all", *spoilt, cwd=own)
+    done = built.build(f"data.metric=scores:{name}", "evaluate=all", *spoilt, cwd=own)
     assert done.code == 0, done.err
     rows = _accuracy(done.manifest)
     assert {row["metric"] for row in rows.values()} == {f"scores:{name}"}
@@ -87,11 +89,11 @@ def test_users_metric_is_evaluated_and_paired_with_the_baseline(project: Project
     )
 
 
-def test_change_to_the_metrics_source_evaluates_again_and_nothing_before_it(project: Project, own: Path) -> None:
-    project.build("data.metric=scores:balanced", cwd=own)
-    assert project.build("data.metric=scores:balanced", cwd=own).executed == []
+def test_change_to_the_metrics_source_evaluates_again_and_nothing_before_it(built: Project, own: Path) -> None:
+    built.build("data.metric=scores:balanced", cwd=own)
+    assert built.build("data.metric=scores:balanced", cwd=own).executed == []
     (own / "scores.py").write_text(OWN.replace("WEIGHT = 100.0", "WEIGHT = 90.0"))
-    done = project.build("data.metric=scores:balanced", cwd=own)
+    done = built.build("data.metric=scores:balanced", cwd=own)
     assert done.code == 0, done.err
     assert all(name.startswith(("evaluate.", "select", "package")) for name in done.executed)
     assert "(source of scores.py changed)" in done.err
@@ -110,8 +112,8 @@ def test_change_to_the_metrics_source_evaluates_again_and_nothing_before_it(proj
         ("out_of_range", 5, "scores a sample from 50 to 50"),
     ],
 )
-def test_metric_that_does_not_work_is_named(project: Project, own: Path, name: str, code: int, what: str) -> None:
-    done = project.build(f"data.metric=scores:{name}", cwd=own)
+def test_metric_that_does_not_work_is_named(built: Project, own: Path, name: str, code: int, what: str) -> None:
+    done = built.build(f"data.metric=scores:{name}", cwd=own)
     fix, cause = done.last_lines()
     assert done.code == code, done.err
     assert f"scores:{name}" in cause and what in cause and fix.startswith("try: ")
@@ -132,8 +134,8 @@ def test_unknown_metric_is_refused_before_anything_runs(project: Project, metric
     assert "package.module:function" in done.last_lines()[0]
 
 
-def test_top5_of_few_classes_is_refused(project: Project) -> None:
-    done = project.build("data.metric=top5")
+def test_top5_of_few_classes_is_refused(built: Project) -> None:
+    done = built.build("data.metric=top5")
     assert done.code == 2 and "top5 of 4 classes is always 100 %" in done.last_lines()[1]
 
 

@@ -249,8 +249,8 @@ def test_the_package_imports_no_library_before_it_is_used() -> None:
     assert not heavy & {name.partition(".")[0] for name in done.stdout.split()}
 
 
-def test_the_verb_profiles_a_built_version(project: Project) -> None:
-    version = project.build().manifest_path.parent
+def test_the_verb_profiles_a_built_version(built: Project) -> None:
+    version = built.latest
     before = sorted(p.name for p in version.iterdir())
     done = command("profile", version, "--calls", "5")
     assert done.code == 0, done.err

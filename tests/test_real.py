@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import batches
 import jsonschema
 import numpy as np
 import pytest
@@ -19,6 +24,12 @@ CANDIDATES = {
     "rpi4": ["tflite_fp32", "tflite_fp16", "tflite_dynamic_int8", "tflite_int8"],
     "xeon": ["openvino_fp32", "openvino_bf16", "openvino_int8", "onnxruntime_fp32", "onnxruntime_int8"],
 }
+
+
+BASELINE = {"rpi4": "baseline=tflite_fp32", "xeon": "baseline=onnxruntime_fp32"}
+"""Where one candidate's artifact is looked at: PyTorch would take longer to open and to warm up than all the rest."""
+BLOCK = re.compile(r"^`([\w./]+)`:\n```\w+\n(.*?)^```$", re.S | re.M)
+"""A file that a page shows."""
 
 
 class Builds:
@@ -113,7 +124,7 @@ def test_second_target_reuses_export_fuse_and_calibrate(builds: Builds) -> None:
 )
 def test_a_script_of_nobodys_gets_the_manifests_accuracy(builds: Builds, target: str, candidate: str) -> None:
     builds(f"target={target}", "evaluate=all")
-    done = builds(f"target={target}", "evaluate=all", f"candidates=[{candidate}]")
+    done = builds(f"target={target}", "evaluate=all", f"candidates=[{candidate}]", BASELINE[target])
     assert done.manifest["selected"] == candidate
     assert _independent(done.manifest_path.parent) == pytest.approx(_row(done.manifest, candidate)["accuracy"]["value"])
 
@@ -130,7 +141,8 @@ def test_either_quantizer_makes_an_int8_file_with_the_boundary_asked_for(
     builds: Builds, overrides: tuple[str, str]
 ) -> None:
     changes = [f"candidate.tflite_int8.steps.quantize.{o}" for o in overrides]
-    done = builds("target=rpi4", "candidates=[tflite_int8]", *changes)
+    builds("target=rpi4", "evaluate=all")
+    done = builds("target=rpi4", "candidates=[tflite_int8]", BASELINE["rpi4"], *changes)
     manifest = done.manifest
     entry = manifest["signature"]["inputs"][0]
     wanted = overrides[1].partition("=")[2]
@@ -192,6 +204,53 @@ def test_runtime_runs_a_built_artifact_on_images(builds: Builds, tmp_path: Path)
     np.save(tmp_path / "bad.npy", np.zeros((3, 50, 50, 3), np.uint8))
     bad = command("run", folder, "--input", tmp_path / "bad.npy", "--output", tmp_path / "y.npy")
     assert bad.code == 2 and "(n, 96, 96, 3)" in bad.last_lines()[0]
+
+
+@pytest.mark.parametrize(
+    ("form", "target", "step"),
+    [
+        ("fuse", "rpi4", "fuse"),
+        ("onnxruntime_int8", "xeon", "onnxruntime_int8.quantize"),
+        ("openvino_fp32", "xeon", "openvino_fp32.convert"),
+        ("tflite_fp32", "rpi4", "tflite_fp32.convert"),
+        ("tflite_int8", "rpi4", "tflite_int8.quantize"),
+    ],
+)
+def test_the_default_model_is_answered_alike_in_a_batch_and_alone(
+    builds: Builds, form: str, target: str, step: str
+) -> None:
+    manifest = builds(f"target={target}", "evaluate=all").manifest
+    batches.check(_object(builds, manifest, "samples"), batches.FORMS[form], _object(builds, manifest, step))
+
+
+def test_adding_a_backend_builds_what_it_describes(builds: Builds, tmp_path: Path) -> None:
+    text = (ROOT / "docs/adding-a-backend.md").read_text()
+    files = BLOCK.findall(text)
+    assert [name for name, _ in files] == [
+        "private/half_runtime.py",
+        "private/half_backend.py",
+        "conf/candidate/half_fp16.yaml",
+    ]
+    for name, content in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    (tmp_path / "private/__init__.py").write_text("")
+    lines = [line for line in text.splitlines() if line.startswith("python -m compiler ")]
+    assert len(lines) == 2
+    store = builds("target=xeon", "evaluate=all").manifest_path.parents[3] / ".store"  # the steps before are there
+    shutil.copytree(store, tmp_path / "artifacts/.store", copy_function=os.link)
+    for line in lines:
+        done = command(*shlex.split(line)[3:], *QUICK, cwd=tmp_path)
+        assert done.code == 0, done.err
+    assert not {"samples", "export", "fuse"} & set(done.executed) and "half_fp16.shrink" in done.executed
+    row = _row(done.manifest_in(tmp_path), "half_fp16")
+    assert row["latency_ms"] and row["fidelity"]["centred_cosine"] > 0.999
+    backend = tmp_path / "private/half_backend.py"
+    backend.write_text(backend.read_text().replace("float16 storage", "half storage"))
+    again = command(*shlex.split(lines[0])[3:], "--json", *QUICK, cwd=tmp_path)
+    states = {row["name"]: row for row in json.loads(again.out)["steps"]}
+    assert states["half_fp16.shrink"]["why"] == "source of private/half_backend.py changed"
+    assert states["fuse"]["state"] == "hit"
 
 
 def test_users_own_network_builds_and_one_without_weights_gets_no_accuracy(builds: Builds) -> None:

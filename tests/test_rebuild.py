@@ -27,24 +27,24 @@ def _altered(version: Path, change: Any) -> None:
     path.write_text(json.dumps(manifest))
 
 
-def test_portable_files_are_rebuilt_from_the_manifest_alone_in_an_empty_store(project: Project) -> None:
-    built = project.build("candidate.null_int8.steps.quantize.bits=6", "candidates=[null_int8]")
-    shutil.rmtree(project.artifacts / ".store")
-    elsewhere = project.artifacts.parent / "elsewhere"
+def test_portable_files_are_rebuilt_from_the_manifest_alone_in_an_empty_store(built: Project) -> None:
+    made = built.build("candidate.null_int8.steps.quantize.bits=6", "candidates=[null_int8]")
+    shutil.rmtree(built.artifacts / ".store")
+    elsewhere = built.artifacts.parent / "elsewhere"
     elsewhere.mkdir()
-    shutil.copytree(built.manifest_path.parent, elsewhere / "version")
+    shutil.copytree(made.manifest_path.parent, elsewhere / "version")
     done = command("rebuild", elsewhere / "version", "--json", cwd=elsewhere)
     assert done.code == 0, done.err
     compared = json.loads(done.out)
-    portable = {f["path"]: f["sha256"] for f in built.manifest["files"] if f["portable"]}
+    portable = {f["path"]: f["sha256"] for f in made.manifest["files"] if f["portable"]}
     assert {row["path"]: row["found"] for row in compared} == portable
     assert {"model.npz", "signature.json", "labels.txt"} <= set(portable)
     assert not {"measurement.json", "latencies.npz"} & set(portable)
     assert "benchmark: running" not in done.err and [p.name for p in elsewhere.iterdir()] == ["version"]
 
 
-def test_artifact_that_was_not_made_so_is_found_although_its_manifest_agrees_with_it(project: Project) -> None:
-    version = project.build().manifest_path.parent
+def test_artifact_that_was_not_made_so_is_found_although_its_manifest_agrees_with_it(built: Project) -> None:
+    version = built.latest
 
     def swap(folder: Path, manifest: dict[str, Any]) -> None:
         labels = folder / "labels.txt"
@@ -68,9 +68,9 @@ def test_input_that_is_no_longer_what_was_built_from_is_named(project: Project, 
     assert done.code == 6 and str(weights) in done.last_lines()[1]
 
 
-def test_manifest_from_elsewhere_runs_no_code_of_its_own_choice(project: Project, tmp_path: Path) -> None:
-    version = project.build().manifest_path.parent
-    shutil.rmtree(project.artifacts / ".store")
+def test_manifest_from_elsewhere_runs_no_code_of_its_own_choice(built: Project, tmp_path: Path) -> None:
+    version = built.latest
+    shutil.rmtree(built.artifacts / ".store")
     canary = tmp_path / "canary"
     (tmp_path / "evil.py").write_text(f"open({str(canary)!r}, 'w').close()\n")
     for change in (
@@ -97,8 +97,8 @@ def test_manifest_from_elsewhere_runs_no_code_of_its_own_choice(project: Project
         shutil.rmtree(copy)
 
 
-def test_manifest_that_calls_nothing_portable_proves_nothing(project: Project) -> None:
-    version = project.build().manifest_path.parent
+def test_manifest_that_calls_nothing_portable_proves_nothing(built: Project) -> None:
+    version = built.latest
 
     def swap(folder: Path, manifest: dict[str, Any]) -> None:
         model = folder / "model.npz"
@@ -140,8 +140,8 @@ def test_manifest_that_keeps_an_input_to_itself_is_refused(project: Project, tmp
     assert done.code == 6 and str(weights) in done.last_lines()[1]
 
 
-def test_recorded_configuration_is_inert(project: Project) -> None:
-    version = project.build().manifest_path.parent
+def test_recorded_configuration_is_inert(built: Project) -> None:
+    version = built.latest
     _altered(version, lambda _, m: m["config"]["data"].update(root="${oc.env:HOME}"))
     done = command("rebuild", version)
     assert done.code == 2 and "is none of this version" in done.last_lines()[1]
