@@ -10,7 +10,7 @@ DISTRIBUTIONS = {
     "aot_inductor": ("torch",),
     "null": ("numpy",),
     "onnxruntime": ("onnxruntime",),
-    "onnxruntime_cuda": ("onnxruntime-gpu",),
+    "onnxruntime_cuda": ("onnxruntime-gpu", "cuda-bindings"),
     "openvino": ("openvino",),
     "pytorch": ("torch", "torchvision", "safetensors"),
     "pytorch_cuda": ("torch", "torchvision", "safetensors"),
@@ -27,7 +27,7 @@ ON_GPU = frozenset({"aot_inductor", "onnxruntime_cuda", "pytorch_cuda", "tensorr
 LIBRARIES = {
     "aot_inductor": ("torch",),
     "onnxruntime": ("onnxruntime",),
-    "onnxruntime_cuda": ("onnxruntime",),
+    "onnxruntime_cuda": ("onnxruntime", "cuda.bindings.runtime"),
     "openvino": ("openvino",),
     "pytorch": ("torch", "torchvision", "safetensors"),
     "pytorch_cuda": ("torch", "torchvision", "safetensors"),
