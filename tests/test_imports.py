@@ -13,6 +13,7 @@ from conftest import ROOT, First, Project, environment
 HEAVY = {
     "torch", "torchvision", "tensorflow", "openvino", "nncf", "onnx", "onnxruntime", "onnxscript", "litert_torch",
     "ai_edge_litert", "ai_edge_quantizer", "sklearn", "scipy", "PIL", "safetensors", "numpy", "transformers",
+    "tensorrt", "cuda", "torch_tensorrt",
 }  # fmt: skip
 PROBE = """
 import json, sys

@@ -10,7 +10,7 @@ DISTRIBUTIONS = {
     "aot_inductor": ("torch",),
     "null": ("numpy",),
     "onnxruntime": ("onnxruntime",),
-    "onnxruntime_cuda": ("onnxruntime-gpu",),
+    "onnxruntime_cuda": ("onnxruntime-gpu", "cuda-bindings"),
     "openvino": ("openvino",),
     "pytorch": ("torch", "torchvision", "safetensors"),
     "pytorch_cuda": ("torch", "torchvision", "safetensors"),
@@ -30,7 +30,7 @@ ON_CPU = {"onnxruntime_cuda": "onnxruntime", "pytorch_cuda": "pytorch"}
 LIBRARIES = {
     "aot_inductor": ("torch",),
     "onnxruntime": ("onnxruntime",),
-    "onnxruntime_cuda": ("onnxruntime",),
+    "onnxruntime_cuda": ("onnxruntime", "cuda.bindings.runtime"),
     "openvino": ("openvino",),
     "pytorch": ("torch", "torchvision", "safetensors"),
     "pytorch_cuda": ("torch", "torchvision", "safetensors"),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from compiler.errors import ConfigError
-from compiler.runtime.session import Array, batch_of, fixed_batch, settle, tensor
+from compiler.runtime.session import Array, batch_of, fixed_batch, settle, tensor, wrong_shape
 
 PRECISIONS = ("f32", "bf16", "f16")
 
@@ -58,10 +58,7 @@ class OpenvinoSession:
         """One inference."""
         for bound, value in zip(self._inputs, inputs, strict=True):
             if bound.shape != value.shape:
-                raise ConfigError(
-                    f"an input of shape {tuple(value.shape)} for a model opened at {tuple(bound.shape)}",
-                    fix="give whole batches, or open the model at another batch",
-                )
+                raise wrong_shape(value.shape, bound.shape)
             np.copyto(bound, value, casting="no")
         self._request.infer()
         return [np.array(output.data) for output in self._outputs]

@@ -101,3 +101,13 @@ def fixed_batch(path: Path, found: int, wanted: int | None, details: Sequence[st
         "forward holds no batch as a number",
         details=details,
     )
+
+
+def wrong_shape(given: Sequence[int], opened: Sequence[int], kind: str = "", wanted: str = "") -> ConfigError:
+    """The error for an input of another shape, or of another type, than the model was opened for."""
+    if list(given) != list(opened):
+        return ConfigError(
+            f"an input of shape {tuple(given)} for a model opened at {tuple(opened)}",
+            fix="give whole batches, or open the model at another batch",
+        )
+    return ConfigError(f"an input of type {kind} for a model that takes {wanted}", fix="convert it before")

@@ -23,7 +23,12 @@ TIME_LIMIT_S = 600.0
 POLL_S = 0.02
 SHOWN_LINES = 12
 LARGEST_ANSWER = 64 << 20
-NO_MEMORY = ("MemoryError", "bad_alloc", "allocate memory", "Unable to allocate")
+NO_MEMORY = (
+    "MemoryError", "bad_alloc", "can't allocate memory",
+    "OutOfMemory", "cudaErrorMemoryAllocation", "CUDA out of memory", "CUDA failure 2", "Failed to allocate memory",
+)  # fmt: skip
+"""In the last line of a process that ran out of memory: the host's, or the GPU's in the words of CUDA, of PyTorch and
+of ONNX Runtime."""
 
 
 class OutOfMemory(StepError):
@@ -129,9 +134,7 @@ class Visitor:
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").splitlines()
         last = lines[-1] if lines else ""
-        if code == -signal.SIGKILL or any(
-            word in last for word in ("MemoryError", "bad_alloc", "can't allocate memory")
-        ):
+        if code == -signal.SIGKILL or any(word in last for word in NO_MEMORY):
             return OutOfMemory(f"{self.candidate} ran out of memory", fix="a smaller batch, or more memory")
         if "MissingToolError" in last or "ModuleNotFoundError" in last:
             return MissingToolError(f"{self.candidate} cannot run here: {last.partition(': ')[2]}", fix="install it")
