@@ -157,12 +157,25 @@ def test_finish_where_the_gpu_is_makes_the_engine_measures_and_proves_it(
     assert "null_engine.engine" in done.executed
     assert {s["name"]: s["status"] for s in manifest["steps"]}["export"] == "reused"
     assert (tmp_path / "there/nullmodel/gputarget/latest").is_symlink()
-    assert command("verify", done.manifest_path.parent).code == 0
     assert manifest["environment"]["prepared_in"] == engine.manifest["environment"]
-    if manifest["selected"] == "null_engine":
-        assert not {f["path"]: f["portable"] for f in manifest["files"]}["model.npz"]
     again = command("finish", engine.folder, "--own-code", "--artifacts-dir", tmp_path / "there", env=t4, cwd=tmp_path)
     assert again.code == 0 and not again.executed and again.manifest_path == done.manifest_path, again.err
+
+
+def test_an_engine_is_refused_beside_another_gpu_than_it_is_bound_to(
+    engine: Deferred, t4: dict[str, str], tmp_path: Path
+) -> None:
+    wanted = ["--candidates", "null_engine", "--own-code", "--artifacts-dir", tmp_path / "there"]
+    done = command("finish", engine.folder, *wanted, env=t4)
+    assert done.code == 0 and done.manifest["selected"] == "null_engine", done.err
+    assert not {f["path"]: f["portable"] for f in done.manifest["files"]}["model.npz"]
+    version = done.manifest_path.parent
+    here = command("verify", version, env=t4)
+    assert here.code == 0 and "engine: bound to GPU Tesla T4, compute capability 7.5, as this host has" in here.out
+    nowhere = command("verify", version)
+    assert nowhere.code == 0 and "this host has no NVIDIA GPU and cannot run it" in nowhere.out
+    other = command("verify", version, env=_with_gpu(tmp_path, "NVIDIA L4"))
+    assert other.code == 4 and "null_engine is bound to GPU Tesla T4; here is GPU NVIDIA L4" in other.last_lines()[1]
 
 
 def test_figures_of_another_gpu_are_a_proxy_attributed_to_it(engine: Deferred, tmp_path: Path) -> None:

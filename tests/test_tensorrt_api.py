@@ -249,7 +249,7 @@ def test_an_engine_of_another_gpu_or_driver_is_refused_before_it_is_read(
     made(onnx_file(), tmp_path / "out")
     loaded = len(machine.trt._loaded)
     machine.smi.set(**{field: value})
-    with pytest.raises(ConfigError, match=f"bound to {shown} .*here is {shown} {value}"):
+    with pytest.raises(MissingToolError, match=f"bound to {shown} .*here is {shown} {value}"):
         open_model("tensorrt", tmp_path / "out/model.engine", {})
     assert len(machine.trt._loaded) == loaded
 
@@ -261,7 +261,7 @@ def test_an_engine_of_another_tensorrt_or_a_changed_one_is_refused_before_it_is_
     engine = tmp_path / "out/model.engine"
     loaded = len(machine.trt._loaded)
     before, machine.trt.__version__ = machine.trt.__version__, "10.1.0"
-    with pytest.raises(ConfigError, match=rf"TensorRT {before}; here is TensorRT 10\.1\.0"):
+    with pytest.raises(MissingToolError, match=rf"TensorRT {before}; here is TensorRT 10\.1\.0"):
         open_model("tensorrt", engine, {})
     machine.trt.__version__ = before
     engine.write_bytes(engine.read_bytes() + b" ")

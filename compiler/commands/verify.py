@@ -1,4 +1,4 @@
-"""verify: an artifact's files against its manifest, then its signature, then its provenance.
+"""verify: an artifact's files against its manifest, then its signature, then its provenance, then what it is bound to.
 
 Without --key and --policy a signature is not checked, for nobody is trusted; --key demands one by that key. --installed
 names what the artifact is to replace: an earlier one, or one of another model or target, is refused.
@@ -11,9 +11,11 @@ import json
 from pathlib import Path
 
 from compiler.commands.arguments import add_trust_flags, parser, policy_of
+from compiler.runtime import bound
 from compiler.runtime.policy import Policy
 from compiler.runtime.trust import check
 from compiler.runtime.verify import local_folder, read_manifest
+from compiler.terminal import printable
 
 
 def run(arguments: list[str]) -> int:
@@ -29,10 +31,13 @@ def run(arguments: list[str]) -> int:
         _, installed = read_manifest(given.installed)
         policy = dataclasses.replace(policy or Policy(), refuse_older=True)
     trust = check(local_folder(given.path, policy), policy, installed)
+    manifest = trust.manifest
     if not given.json:
         print("\n".join(trust.lines()))
+    binding = bound.check_manifest(manifest)
+    if not given.json:
+        print(f"engine: {printable(binding)}" if binding else "", end="\n" if binding else "")
         return 0
-    manifest = trust.manifest
-    found = {name: getattr(trust, name) for name in ("files", "signature", "signer", "provenance")}
+    found = {name: getattr(trust, name) for name in ("files", "signature", "signer", "provenance")} | {"bound": binding}
     print(json.dumps({name: manifest[name] for name in ("model", "target", "version", "digest")} | found, indent=1))
     return 0

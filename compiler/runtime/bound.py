@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from compiler.errors import ConfigError, IntegrityError, MissingToolError
+from compiler.errors import IntegrityError, MissingToolError
 from compiler.foreign_json import read_json
 from compiler.runtime import gpu
 
@@ -26,6 +27,7 @@ NAMES = {
     "torch_tensorrt": "torch-tensorrt",
 }
 """What an artifact may be bound to, and how it is called."""
+DISTRIBUTIONS = {"tensorrt": "tensorrt", "torch": "torch", "torch_tensorrt": "torch-tensorrt"}
 
 
 def here(**libraries: str) -> Binding:
@@ -61,8 +63,7 @@ def check(artifact: Path, **libraries: str) -> dict[str, Any]:
 
     Raises:
         IntegrityError: the artifact is not the one that the file describes, or the file is missing or damaged.
-        ConfigError: it is bound to something else than is here.
-        MissingToolError: there is no GPU.
+        MissingToolError: it is bound to something else than is here, or there is no GPU.
     """
     try:
         record = read_json(sidecar(artifact))
@@ -79,12 +80,50 @@ def check(artifact: Path, **libraries: str) -> dict[str, Any]:
     now = here(**libraries)
     other = [name for name in now if bound_to.get(name) != now[name]]
     if other:
-        raise ConfigError(
-            f"{artifact.name} is bound to {_sentence(bound_to, other)}; here is {_sentence(now, other)}",
-            fix="build it again on this machine, from the ONNX or the program that it was made of",
-            details=[f"it is bound to {_sentence(bound_to, list(now))}"],
-        )
+        raise _elsewhere(artifact.name, bound_to, now, other)
     return dict(record)
+
+
+def check_manifest(manifest: Mapping[str, Any]) -> str:
+    """What the selected artifact is bound to, in words; empty where it is bound to nothing.
+
+    Nothing is imported: versions are those that are installed. A host without a GPU runs no such artifact, and may look
+    after it all the same.
+
+    Raises:
+        MissingToolError: this host has a GPU, and could not run it there.
+        IntegrityError: the manifest says something else than builds write.
+    """
+    row: Mapping[str, Any] = next((c for c in manifest["candidates"] if c["id"] == manifest["selected"]), {})
+    bound_to = row.get("bound_to")
+    if bound_to is None:
+        return ""
+    if not isinstance(bound_to, Mapping) or not all(isinstance(v, str) for v in bound_to.values()):
+        raise IntegrityError("the manifest does not say what its artifact is bound to", fix="build or fetch it again")
+    said = f"bound to {_sentence(bound_to, list(bound_to))}"
+    if gpu.describe()["gpu"] is None:
+        return f"{said}; this host has no NVIDIA GPU and cannot run it"
+    now = here(**{name: _installed(name) for name in DISTRIBUTIONS if name in bound_to})
+    other = [name for name in now if name in bound_to and bound_to[name] != now[name]]
+    if other:
+        raise _elsewhere(str(manifest["selected"]), bound_to, now, other)
+    return f"{said}, as this host has"
+
+
+def _elsewhere(name: str, bound_to: Mapping[str, str], now: Mapping[str, str], other: list[str]) -> MissingToolError:
+    return MissingToolError(
+        f"{name} is bound to {_sentence(bound_to, other)}; here is {_sentence(now, other)}",
+        fix="build it again on this machine, from the ONNX or the program that it was made of",
+        details=[f"it is bound to {_sentence(bound_to, list(bound_to))}"],
+    )
+
+
+def _installed(name: str) -> str:
+    """A library's version as it says it itself, or that it is not installed."""
+    try:
+        return metadata.version(DISTRIBUTIONS[name]).partition(".post")[0]
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def _sentence(binding: Mapping[str, Any], names: list[str]) -> str:
