@@ -32,6 +32,8 @@ LOG_TAIL_LINES = 15
 FULL_BYTES = 64 << 10
 """A disk with less left than this is why a step failed, whatever its library called it."""
 PROGRESS = "progress.json"
+CACHES = "COMPILER_CACHES"
+"""The variable by which a worker knows where libraries may keep what makes them faster, and changes no result."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,9 @@ class Worker:
         threads: int,
         variables: tuple[str, ...] = (),
         preload: tuple[str, ...] = (),
+        caches: Path | None = None,
     ) -> None:
+        """`caches`: where libraries may keep what makes them faster, and changes no result."""
         self.folder = folder
         self._log = folder / "log.txt"
         self._watched = folder / PROGRESS
@@ -82,7 +86,8 @@ class Worker:
                 stdin=subprocess.PIPE,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
-                env=environment(interpreter, threads, folder, variables),
+                env=environment(interpreter, threads, folder, variables)
+                | ({CACHES: str(caches)} if caches is not None else {}),
                 start_new_session=True,
             )
 

@@ -52,6 +52,7 @@ class Walker:
         cores = len(os.sched_getaffinity(0))
         self._jobs = config.executor.jobs if config.executor.jobs > 0 else max(1, min(cores, MAX_JOBS))
         self._cores = cores
+        self._caches = store.root.absolute() / "caches"
         self._variables = tuple(config.executor.environment)
         self._memory_limit_mb = config.executor.memory_limit_mb or MEMORY_SHARE * total_mb()
         self._store.objects.on_damage = watcher.note
@@ -146,7 +147,9 @@ class Walker:
             stack = contextlib.ExitStack()
             folder = stack.enter_context(self._store.work_folder(step.name.replace("/", "_")))
             interpreter = self._keys.python(step) or sys.executable
-            worker = launch.Worker(interpreter, folder, self._cores, self._variables, step.stage.preload())
+            worker = launch.Worker(
+                interpreter, folder, self._cores, self._variables, step.stage.preload(), self._caches
+            )
             stack.callback(worker.end)
             self._ahead[name] = (worker, stack)
 
@@ -217,8 +220,9 @@ class Walker:
                 else:
                     folder = stack.enter_context(self._store.work_folder(step.name.replace("/", "_")))
                     worker = launch.Worker(
-                        self._keys.python(step) or sys.executable, folder, self._cores, self._variables
-                    )
+                        self._keys.python(step) or sys.executable, folder, self._cores, self._variables,
+                        caches=self._caches,
+                    )  # fmt: skip
                     stack.callback(worker.end)
                 result = self._run_worker(step, document, inputs, worker, key)
             self._record(step, result, "executed", why)
