@@ -45,6 +45,8 @@ class Stage(ABC):
     """Whether the step takes times: it then runs alone."""
     on_host: ClassVar[bool] = False
     """Whether the result is a statement about this host: its key then covers the host's fingerprint."""
+    on_gpu: ClassVar[bool] = False
+    """Needs an NVIDIA GPU."""
     numeric: ClassVar[bool] = False
     """Whether the result holds numbers that were computed in floating point: its key then covers the build's seed, the
     number of threads, and the CPU features that choose kernels."""
