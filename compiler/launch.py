@@ -24,6 +24,7 @@ from compiler.errors import CompilerError, StepError, from_json
 from compiler.keys.environment import DECIDING
 from compiler.keys.foreign import import_path
 from compiler.runtime.memory import private_mb
+from compiler.stage import CACHES
 
 POLL_S = 0.05
 QUIET_POLL_S = 0.5  # while a step measures, this process must not
@@ -32,8 +33,6 @@ LOG_TAIL_LINES = 15
 FULL_BYTES = 64 << 10
 """A disk with less left than this is why a step failed, whatever its library called it."""
 PROGRESS = "progress.json"
-CACHES = "COMPILER_CACHES"
-"""The variable by which a worker knows where libraries may keep what makes them faster, and changes no result."""
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,9 @@ PREVIOUS = "previous"
 
 REPORT_INTERVAL_S = 0.2
 
+CACHES = "COMPILER_CACHES"
+"""The variable by which a worker knows where libraries may keep what makes their work shorter."""
+
 CANDIDATES = "candidates"
 """As the source of inputs: the artifact of every candidate, one role each."""
 
@@ -49,6 +52,8 @@ class Stage(ABC):
     """Whether the step opens a PyTorch program that another step wrote: its format can hold code."""
     on_host: ClassVar[bool] = False
     """Whether the result is a statement about this host: its key then covers the host's fingerprint."""
+    on_gpu: ClassVar[bool] = False
+    """Needs an NVIDIA GPU."""
     numeric: ClassVar[bool] = False
     """Whether the result holds numbers that were computed in floating point: its key then covers the build's seed, the
     number of threads, and the CPU features that choose kernels."""
@@ -97,6 +102,12 @@ def write_array(path: Path, array: Any) -> None:
 
     with path.open("wb") as stream:
         np.save(SimpleNamespace(write=stream.write), array)
+
+
+def cache_folder(name: str) -> Path | None:
+    """The folder in the store where a library keeps what makes its work shorter; None where there is no store."""
+    root = os.environ.get(CACHES)
+    return Path(root) / name if root else None
 
 
 _next_report = 0.0

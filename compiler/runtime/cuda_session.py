@@ -22,8 +22,10 @@ WARM_CALLS = 2
 class CudaSession(DeviceSession):
     """`entries_in` and `entries_out` are the signature's; `_enqueue` queues the computation on `stream`."""
 
-    def __init__(self, entries_in: list[dict[str, Any]], entries_out: list[dict[str, Any]]) -> None:
-        self.stream = cuda.Stream()
+    def __init__(
+        self, entries_in: list[dict[str, Any]], entries_out: list[dict[str, Any]], stream: cuda.Stream | None = None
+    ) -> None:
+        self.stream = stream or cuda.Stream()
         self.entries_in, self.entries_out = entries_in, entries_out
         self.buffers_in = [cuda.Buffer(entry["shape"], entry["dtype"]) for entry in entries_in]
         self.buffers_out = [cuda.Buffer(entry["shape"], entry["dtype"]) for entry in entries_out]

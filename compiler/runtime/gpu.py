@@ -17,6 +17,9 @@ DECISIVE = ("gpu", "driver", "gpu_compute_capability", "gpu_memory_mb")
 QUERY = ("name", "driver_version", "compute_cap", "memory.total")
 TIME_LIMIT_S = 20.0
 GPU = "an NVIDIA GPU with its driver"
+THROTTLES = ("hw_thermal_slowdown", "sw_thermal_slowdown", "hw_power_brake_slowdown")
+PREFIXES = ("clocks_event_reasons", "clocks_throttle_reasons")
+"""How newer drivers and older ones call the reasons."""
 DRIVER = "install NVIDIA's driver on a machine with its GPU (nvidia-smi must list it)"
 INSTALL = {
     "cuda-bindings": "pip install 'target-model-compiler[tensorrt]'",
@@ -44,10 +47,11 @@ def describe() -> dict[str, Any]:
     }
 
 
-def query(*fields: str) -> list[list[str]]:
+def query(*fields: str, what: str = "gpu") -> list[list[str]]:
     """What nvidia-smi says of each visible GPU, a list of texts in the order of `fields`; empty where it says nothing.
 
-    Source: `nvidia-smi --help-query-gpu`.
+    `what` may be `compute-apps`: then of each process that computes on it.
+    Source: `nvidia-smi --help-query-gpu`, `nvidia-smi --help-query-compute-apps`.
     """
     tool = shutil.which("nvidia-smi")
     if tool is None or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
@@ -56,7 +60,7 @@ def query(*fields: str) -> list[list[str]]:
     only = [f"--id={chosen}"] if chosen else []
     try:
         done = subprocess.run(
-            [tool, *only, f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"],
+            [tool, *only, f"--query-{what}={','.join(fields)}", "--format=csv,noheader,nounits"],
             capture_output=True, text=True, timeout=TIME_LIMIT_S, check=False,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
@@ -65,6 +69,48 @@ def query(*fields: str) -> list[list[str]]:
         return []
     rows = [[cell.strip() for cell in row] for row in csv.reader(done.stdout.splitlines())]
     return [row for row in rows if len(row) == len(fields)]
+
+
+def throttling() -> tuple[str, ...]:
+    """Why the GPU works slower than it could, of `THROTTLES`: heat or its power brake; empty where there is no reason.
+
+    That a GPU keeps within its power limit is how a T4 always works, and no reason.
+    """
+    for prefix in PREFIXES:
+        rows = query(*(f"{prefix}.{name}" for name in THROTTLES))
+        if rows:
+            return tuple(name for name, state in zip(THROTTLES, rows[0], strict=True) if state == "Active")
+    return ()
+
+
+def state() -> dict[str, float]:
+    """`utilization` (percent of the last moments in which any kernel ran), `gpu_mhz` and `temperature_c`; what the
+    driver does not tell is left out.
+    """
+    rows = query("utilization.gpu", "clocks.sm", "temperature.gpu")
+    if not rows:
+        return {}
+    named = zip(("utilization", "gpu_mhz", "temperature_c"), rows[0], strict=True)
+    return {name: float(value) for name, value in named if _is_number(value)}
+
+
+def free_mb() -> float | None:
+    """Free memory of the GPU in MB (2^20 bytes), None where the driver does not tell."""
+    rows = query("memory.free")
+    return float(rows[0][0]) if rows and _is_number(rows[0][0]) else None
+
+
+def process_mb(pid: int) -> float | None:
+    """Memory of the GPU in MB that the process `pid` has; None where the driver does not tell, as in most containers,
+    whose processes have other numbers outside.
+    """
+    rows = query("pid", "used_memory", what="compute-apps")
+    found = [float(used) for number, used in rows if number == str(pid) and _is_number(used)]
+    return sum(found) if found else None
+
+
+def _is_number(text: str) -> bool:
+    return text.replace(".", "", 1).isdigit()
 
 
 def lacking(runtime: str, distributions: tuple[str, ...] = ()) -> list[tuple[str, str]]:

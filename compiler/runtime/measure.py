@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from compiler.runtime.statistics import Rounds, Samples
 
 RESULT = "measurement.json"
+DEVICE_TIMES = ("copy_in_ms", "compute_ms", "copy_out_ms")
 RAW = "latencies.npz"
 Progress = Callable[[int, int, str], None]
 
@@ -241,6 +242,7 @@ def evaluate(spec: Mapping[str, Any], record: Record, idle: Mapping[str, Any]) -
             },
             "involuntary_switches": int(np.median([f["switches"] for f in facts])),
             "warmup_calls": int(np.median([f["warmup_calls"] for f in facts])),
+            **({"gpu": on_gpu([f["device"] for f in facts])} if all("device" in f for f in facts) else {}),
         }  # fmt: skip
     for i, first in enumerate(data.names):
         for second in data.names[i + 1 :]:
@@ -251,9 +253,38 @@ def evaluate(spec: Mapping[str, Any], record: Record, idle: Mapping[str, Any]) -
                  "claim": statistics.claim(ratio, interval)}
             )  # fmt: skip
     result["facts"] = [
-        {name: {k: v for k, v in seen.facts.items() if k != "mhz"} for name, seen in r.items()} for r in record.rounds
+        {name: {k: v for k, v in seen.facts.items() if k not in ("mhz", "device")} for name, seen in r.items()}
+        for r in record.rounds
     ]
     return result
+
+
+def on_gpu(seen: list[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the GPU did under one candidate, from each round's answer to `device`.
+
+    `copy_in_ms`, `compute_ms` and `copy_out_ms` are medians of all calls; `utilization` (percent), `gpu_mhz` and
+    `temperature_c` medians while calls ran; `memory_mb` the most of the GPU's memory that its process had;
+    `tensor_cores` whether they ran; `throttling` the reasons for which the GPU was slowed down at the end of a round.
+    What is not known is None.
+    """
+    import numpy as np
+
+    def median(values: list[float], digits: int) -> float | None:
+        return round(float(np.median(values)), digits) if values else None
+
+    samples = [sample for one in seen for sample in one["samples"]]
+    memory_mb = [one["gpu_memory_mb"] for one in seen if one["gpu_memory_mb"] is not None]
+    cores = {one["tensor_cores"] for one in seen}
+    return {
+        **{name: median([t for one in seen for t in one[name]], 6) for name in DEVICE_TIMES},
+        **{
+            name: median([sample[name] for sample in samples if name in sample], 2)
+            for name in ("utilization", "gpu_mhz", "temperature_c")
+        },
+        "memory_mb": round(max(memory_mb), 2) if memory_mb else None,
+        "tensor_cores": cores.pop() if len(cores) == 1 else None,
+        "throttling": sorted({reason for one in seen for reason in one["throttling"]}),
+    }
 
 
 def _range(values: list[float | None]) -> list[float] | None:

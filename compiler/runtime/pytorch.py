@@ -23,22 +23,10 @@ class PytorchSession:
 
     def __init__(self, path: Path, threads: int, architecture: str, batch: int | None) -> None:
         import torch
-        from safetensors import safe_open
 
         torch.set_num_threads(threads)
         self._torch = torch
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        facts = json.loads(metadata["network"])
-        self._classes, self._shape = int(facts["num_classes"]), [int(n) for n in facts["input_shape"]]
-        if batch not in (None, self._shape[0]):
-            if not facts.get("any_batch", True):
-                raise fixed_batch(path, self._shape[0], batch)
-            self._shape[0] = batch
-        self._module = network(architecture, self._classes)
-        self._module.load_state_dict(state)
-        self._module.eval()
+        self._module, self._shape, self._classes = load(path, architecture, batch)
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """One inference, in inference mode."""
@@ -51,6 +39,29 @@ class PytorchSession:
             "inputs": [tensor("input", "float32", self._shape)],
             "outputs": [tensor("logits", "float32", [self._shape[0], self._classes])],
         }
+
+
+def load(path: Path, architecture: str, batch: int | None) -> tuple[Any, list[int], int]:
+    """The network with its weights, its input's shape at `batch`, and the number of its classes.
+
+    Raises:
+        ConfigError: there is no such architecture, or the network cannot be run at the batch.
+    """
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    facts = json.loads(metadata["network"])
+    classes, shape = int(facts["num_classes"]), [int(n) for n in facts["input_shape"]]
+    if batch is not None and batch != shape[0]:
+        if not facts.get("any_batch", True):
+            raise fixed_batch(path, shape[0], batch)
+        shape[0] = batch
+    module = network(architecture, classes)
+    module.load_state_dict(state)
+    module.eval()
+    return module, shape, classes
 
 
 def network(architecture: str, classes: int) -> Any:
@@ -109,6 +120,15 @@ def open(path: Path, options: Mapping[str, Any]) -> PytorchSession:
     Raises:
         ConfigError: no architecture is named, or the network cannot be run at the batch.
     """
+    return PytorchSession(path, int(options.get("threads", 1)), architecture_of(options), batch_of(options))
+
+
+def architecture_of(options: Mapping[str, Any]) -> str:
+    """The architecture that the options name.
+
+    Raises:
+        ConfigError: they name none.
+    """
     if "architecture" not in options:
         raise ConfigError("the pytorch runtime is not told the architecture", fix="set it in the candidate's options")
-    return PytorchSession(path, int(options.get("threads", 1)), str(options["architecture"]), batch_of(options))
+    return str(options["architecture"])

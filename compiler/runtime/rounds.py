@@ -22,6 +22,9 @@ from compiler.runtime import memory, sensors
 from compiler.runtime.visitor import Visitor, pool_threads
 
 PASSES = 10
+DEVICE_CALLS = 50
+DEVICE_SECONDS = 1.5
+"""How long a GPU's state is watched: its driver averages the utilization over up to a second."""
 LEAST_FREE_SHARE = 0.2
 """Of the memory that was free before the round: with less left, the next candidate is not opened beside the others."""
 FAILURES = (StepError, MissingToolError)
@@ -73,6 +76,9 @@ def run_round(
                     continue
                 try:
                     facts = {**visitor.facts, **visitor.ask("memory"), **bursts[name].facts}
+                    if facts.pop("device", False):  # after all bursts of the round, so that it disturbs none
+                        report(f"the GPU under {name}")
+                        facts["device"] = visitor.ask("device", calls=DEVICE_CALLS, seconds=DEVICE_SECONDS)
                 except FAILURES as error:
                     failed[name] = error
                     continue

@@ -7,13 +7,16 @@ afterwards in interleaved rounds, like everything else.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from compiler.errors import ConfigError, MissingToolError, StepError
-from compiler.runtime import host, memory
+from compiler.runtime import gpu, host, memory
 from compiler.runtime.bundle import REFERENCE, read
+from compiler.runtime.names import ON_GPU
 from compiler.runtime.visitor import OutOfMemory, Visitor
 
 MEMORY_SHARE = 0.8
@@ -25,6 +28,14 @@ MOST_OVER_BOUND = 1.5
 """A point so far above the latency bound ends its curve."""
 
 Point = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Limit:
+    """How much memory a point may take, in MB: the host's, or the GPU's."""
+
+    mb: float
+    of_gpu: bool = False
 
 
 def sweep(
@@ -41,7 +52,8 @@ def sweep(
     bounds, or None).
     """
     spec = read(bundle)
-    limit = float(protocol.get("memory_limit_mb") or MEMORY_SHARE * memory.available_mb())
+    limit = Limit(float(protocol.get("memory_limit_mb") or MEMORY_SHARE * memory.available_mb()))
+    runtimes = {entry["id"]: entry["runtime"] for entry in spec["candidates"]}
     names = [entry["id"] for entry in spec["candidates"] if entry["id"] != REFERENCE]
     tell = progress or (lambda _done, _total, _what: None)
     curves: dict[str, Any] = {}
@@ -51,20 +63,28 @@ def sweep(
             where = f"batch {point['batch']}, {point['threads']} threads, {point['streams']} streams"
             tell(number, len(names), f"{name}: {where}")
 
-        points = list(_curve(bundle, name, protocol, limit, report))
-        best = choose(points, protocol.get("latency_p95_ms"), limit)
+        own = gpu_limit() if runtimes[name] in ON_GPU else limit
+        points = list(_curve(bundle, name, protocol, own, report))
+        best = choose(points, protocol.get("latency_p95_ms"), own.mb)
         curves[name] = {
             "points": points,
-            "largest_batch": _largest_batch(bundle, name, protocol, limit, points, report),
+            "largest_batch": _largest_batch(bundle, name, protocol, own, points, report),
             "best": best,
+            **({"gpu_memory_limit_mb": round(own.mb, 1) if own.mb < math.inf else None} if own.of_gpu else {}),
         }
     return {
         "schema_version": 1,
         "host": host.describe(),
         "protocol": {**protocol},
-        "memory_limit_mb": round(limit, 1),
+        "memory_limit_mb": round(limit.mb, 1),
         "curves": curves,
     }
+
+
+def gpu_limit() -> Limit:
+    """For candidates on a GPU: a share of its memory that is free now. A budget's limit is of the host's memory."""
+    free = gpu.free_mb()
+    return Limit(math.inf if free is None else MEMORY_SHARE * free, of_gpu=True)
 
 
 def choose(points: list[Point], latency_p95_ms: float | None, memory_limit_mb: float) -> Point | None:
@@ -74,7 +94,7 @@ def choose(points: list[Point], latency_p95_ms: float | None, memory_limit_mb: f
         for p in points
         if p["status"] == "ok"
         and (latency_p95_ms is None or p["p95_ms"] <= latency_p95_ms)
-        and p["process_memory_mb"] <= memory_limit_mb
+        and (p.get("gpu_memory_mb") or p["process_memory_mb"]) <= memory_limit_mb
     ]
     if not within:
         return None
@@ -84,7 +104,7 @@ def choose(points: list[Point], latency_p95_ms: float | None, memory_limit_mb: f
 
 
 def _curve(
-    bundle: Path, name: str, protocol: Mapping[str, Any], limit: float, report: Callable[[Point], None]
+    bundle: Path, name: str, protocol: Mapping[str, Any], limit: Limit, report: Callable[[Point], None]
 ) -> Iterator[Point]:
     bound = protocol.get("latency_p95_ms")
     for threads in protocol["threads"]:
@@ -107,7 +127,7 @@ def _curve(
                 batch *= 2
 
 
-def _measure(bundle: Path, name: str, place: Point, seconds: float, limit: float) -> Point:
+def _measure(bundle: Path, name: str, place: Point, seconds: float, limit: Limit) -> Point:
     import numpy as np
 
     def timed(visitor: Visitor) -> Point:
@@ -126,15 +146,18 @@ def _measure(bundle: Path, name: str, place: Point, seconds: float, limit: float
 
 
 def _visit(
-    bundle: Path, name: str, place: Point, limit: float, work: Callable[[Visitor], Point] | None = None
+    bundle: Path, name: str, place: Point, limit: Limit, work: Callable[[Visitor], Point] | None = None
 ) -> Point:
     """Opens a point, makes its first call and does `work`; how it ended goes into `status`."""
     try:
-        with Visitor(bundle, name, place["threads"], limit, place) as visitor:
+        with Visitor(bundle, name, place["threads"], None if limit.of_gpu else limit.mb, place) as visitor:
             visitor.ready()
             visitor.ask("open")
             found = work(visitor) if work else {}
             used = visitor.ask("memory")
+            on_gpu = used.get("gpu_memory_mb")
+            if limit.of_gpu and on_gpu is not None and on_gpu > limit.mb:
+                raise OutOfMemory(f"{name} needs {on_gpu:.0f} MB of the GPU's memory", fix="a smaller batch")
     except OutOfMemory as error:
         return {"status": "out_of_memory", "reason": error.what}
     except MissingToolError as error:
@@ -142,14 +165,15 @@ def _visit(
     except StepError as error:
         refused = any("ConfigError" in line for line in (error.what, *error.details))
         return {"status": "refused" if refused else "failed", "reason": error.what}
-    return {"status": "ok", **found, **{k: round(used[k], 3) for k in ("peak_memory_mb", "process_memory_mb")}}
+    known = {k: used.get(k) for k in ("peak_memory_mb", "process_memory_mb", "gpu_memory_mb")}
+    return {"status": "ok", **found, **{k: round(v, 3) for k, v in known.items() if v is not None}}
 
 
 def _largest_batch(
     bundle: Path,
     name: str,
     protocol: Mapping[str, Any],
-    limit: float,
+    limit: Limit,
     points: list[Point],
     report: Callable[[Point], None],
 ) -> Point | None:

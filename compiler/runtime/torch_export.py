@@ -27,7 +27,7 @@ class TorchExportSession:
         written = first if isinstance(first, int) else 1  # an open dimension is a SymInt
         self._path, self._written, self._batch = path, written, batch or written
         if isinstance(first, int) and self._batch != first:
-            self._module = _at_any_batch(torch, self._module, written)
+            self._module = at_any_batch(torch, self._module, written)
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """One inference, in inference mode. Raises ConfigError where the program cannot be run at the batch."""
@@ -54,7 +54,7 @@ class TorchExportSession:
         return tensor(name, str(value.dtype).removeprefix("torch."), [self._batch, *value.shape[1:]])
 
 
-def _at_any_batch(torch: Any, module: Any, written: int) -> Any:
+def at_any_batch(torch: Any, module: Any, written: int) -> Any:
     """The program's module without its checks of shapes, and with -1, "what remains", where the new shape of a tensor
     holds the batch that it was exported with.
     """

@@ -4,7 +4,8 @@
 
 OPTIONS is a JSON object that changes the candidate's own (`batch`, `threads`, `streams`).
 Reads commands from standard input and answers on standard output, one JSON object a line: `open`, `warm`,
-`burst` (times calls, one after another), `arrivals` (calls at a stated rate). It ends when its input does.
+`burst` (times calls, one after another), `arrivals` (calls at a stated rate), `device` (a GPU's own times).
+It ends when its input does.
 Between commands it sleeps, so that candidates can take turns many times a second without sharing a process.
 """
 
@@ -25,8 +26,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from compiler.runtime import sensors
-from compiler.runtime.names import libraries_of
+from compiler.runtime import gpu, sensors
+from compiler.runtime.names import ON_GPU, libraries_of
 
 WARMUP_WINDOW = 25
 WARMUP_AGREEMENT = 0.03
@@ -39,6 +40,8 @@ REST_STEP_SECONDS = 0.002
 REST_MAX_SECONDS = 0.3
 RESTING_SHARE = 0.1
 INPUTS = 16
+DEVICE_SAMPLES = 4
+WATCH_STEP_SECONDS = 0.05
 
 
 class Visit:
@@ -56,6 +59,8 @@ class Visit:
         self._inputs: list[list[Any]] = [[]]
         self._position = 0
         self._slow = False
+        self._on_gpu = False
+        self._gpu_free_before: float | None = None
 
     def ready(self) -> dict[str, Any]:
         """Pins the process and imports the library, before anything is measured."""
@@ -73,6 +78,8 @@ class Visit:
 
         options = {**self._options, "threads": self._threads}
         self._inputs = self._make_inputs(int(options.get("batch", 1)))
+        if self._entry["runtime"] in ON_GPU:
+            self._gpu_free_before = gpu.free_mb()
         before = _status_kb("VmRSS")
         started = time.perf_counter_ns()
         sessions = [open_model(self._entry["runtime"], self._bundle / self._entry["file"], options)]
@@ -85,7 +92,9 @@ class Visit:
         self._rss_before = before
         gc.collect()
         gc.disable()  # a collection of ours is no latency of the model's
-        return {"load_ms": (loaded - started) / 1e6, "first_call_ms": (first - loaded) / 1e6}
+        self._on_gpu = hasattr(sessions[0], "device_times")
+        told = {"device": True} if self._on_gpu else {}
+        return {"load_ms": (loaded - started) / 1e6, "first_call_ms": (first - loaded) / 1e6, **told}
 
     def warm(self) -> dict[str, Any]:
         """Calls until three windows' medians agree, within a cap."""
@@ -111,6 +120,7 @@ class Visit:
 
         `times` are nanoseconds. A few calls before them are not counted: others have just had the caches.
         """
+        hot = self._gpu_throttling()  # before the calls that do not count: asking takes long enough to let a GPU rest
         if not self._slow:
             self._time_calls(2, SETTLE_SECONDS, MAX_BURST_SECONDS)
         throttled, switches = sensors.throttling(), _switches()
@@ -121,7 +131,7 @@ class Visit:
             "times": times,
             "seconds": time.monotonic() - wall,
             "switches": _switches() - switches,
-            "void": sensors.throttling() != throttled,
+            "void": sensors.throttling() != throttled or bool(hot + self._gpu_throttling()),
             "mhz": sensors.clock_mhz(),
         }
 
@@ -157,7 +167,47 @@ class Visit:
             "peak_memory_mb": max(0, peak - self._rss_before) / 1024,
             "process_memory_mb": peak / 1024,
             "cpu_s": time.process_time(),
+            **self._gpu_memory(),
         }
+
+    def device(self, calls: int, seconds: float) -> dict[str, Any]:
+        """What the GPU did: `copy_in_ms`, `compute_ms`, `copy_out_ms` of each of `calls` calls by its own events, then,
+        while calls go on for `seconds`, `samples` of its state; `tensor_cores`, and `gpu_memory_mb` as `memory` has it.
+        """
+        session: Any = self._sessions[0]
+        times = session.device_times(self._inputs[0], calls)
+        samples: list[dict[str, float]] = []
+        stop = threading.Event()
+
+        def watch() -> None:
+            while not stop.is_set() and (now := gpu.state()):
+                samples.append(now)
+                stop.wait(WATCH_STEP_SECONDS)
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        ends = time.monotonic() + seconds
+        while time.monotonic() < ends or (len(samples) < DEVICE_SAMPLES and watcher.is_alive()):
+            self._time_calls(1, 0.0, seconds)
+        stop.set()
+        watcher.join()
+        cores = session.tensor_cores() if hasattr(session, "tensor_cores") else None
+        throttled = list(self._gpu_throttling())
+        return {**times, "samples": samples, "tensor_cores": cores, "throttling": throttled, **self._gpu_memory()}
+
+    def _gpu_throttling(self) -> tuple[str, ...]:
+        return gpu.throttling() if self._on_gpu else ()
+
+    def _gpu_memory(self) -> dict[str, Any]:
+        """`gpu_memory_mb`: this process's memory of the GPU; where the driver does not tell, by how much less is free
+        than before the model was opened, which is right while nobody else begins or ends. Empty without a GPU.
+        """
+        if not self._on_gpu:
+            return {}
+        used, free = gpu.process_mb(os.getpid()), gpu.free_mb()
+        if used is None and free is not None and self._gpu_free_before is not None:
+            used = max(0.0, self._gpu_free_before - free)
+        return {"gpu_memory_mb": used}
 
     def cpu(self) -> dict[str, Any]:
         """CPU seconds used so far."""

@@ -1,0 +1,103 @@
+"""ONNX files by ONNX Runtime on an NVIDIA GPU: its CUDA provider or nothing, with buffers of ours and fp32 in fp32."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from compiler.errors import MissingToolError
+from compiler.runtime import cuda
+from compiler.runtime.cuda_session import WARM_CALLS, CudaSession
+from compiler.runtime.onnxruntime import DIMENSION, DTYPES
+from compiler.runtime.session import batch_of, fixed_batch, settle, tensor
+
+PROVIDER = "CUDAExecutionProvider"
+
+
+class OnnxruntimeCudaSession(CudaSession):
+    """See `compiler.runtime.session.Session`."""
+
+    def __init__(self, path: Path, threads: int, batch: int | None, graph: bool) -> None:
+        import onnxruntime
+
+        if PROVIDER not in onnxruntime.get_available_providers():
+            raise MissingToolError(
+                "the installed onnxruntime has no CUDA provider",
+                fix="pip uninstall onnxruntime && pip install 'target-model-compiler[onnxruntime-gpu]'",
+            )
+        onnxruntime.preload_dlls()  # CUDA and cuDNN from their own packages, where the system has none
+        stream = cuda.Stream()
+        self._session = _session(onnxruntime, path, threads, DIMENSION, batch or 1, graph, stream)
+        first = self._session.get_inputs()[0].shape[0]
+        size = settle(path, first, batch)
+        if isinstance(first, str):  # somebody else's file, with another name for it
+            self._session = _session(onnxruntime, path, threads, first, size, graph, stream)
+        inputs, outputs = (
+            [tensor(node.name, DTYPES[node.type], node.shape, batch=size) for node in nodes]
+            for nodes in (self._session.get_inputs(), self._session.get_outputs())
+        )
+        super().__init__(inputs, outputs, stream)
+        self._options = onnxruntime.RunOptions()
+        self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        self._binding = self._session.io_binding()
+        for entry, buffer in zip(self.entries_in, self.buffers_in, strict=True):
+            kind = buffer.array.dtype.type
+            self._binding.bind_input(entry["name"], "cuda", 0, kind, entry["shape"], buffer.address)
+        for entry, buffer in zip(self.entries_out, self.buffers_out, strict=True):
+            kind = buffer.array.dtype.type
+            self._binding.bind_output(entry["name"], "cuda", 0, kind, entry["shape"], buffer.address)
+        try:
+            for _ in range(WARM_CALLS if graph else 1):  # with graphs, the library records in its first calls
+                self._enqueue()
+            self.stream.wait()
+        except Exception as error:  # the library's own classes have no other base
+            if size == 1 or "memory" in str(error).lower():
+                raise
+            raise fixed_batch(path, 1, size, str(error).splitlines()[:1]) from error
+
+    def _enqueue(self) -> None:
+        self._session.run_with_iobinding(self._binding, self._options)
+
+
+def _session(
+    onnxruntime: Any, path: Path, threads: int, dimension: str, batch: int, graph: bool, stream: cuda.Stream
+) -> Any:  # fmt: skip
+    """A session on the GPU whose open `dimension` is fixed.
+
+    Raises:
+        MissingToolError: the provider does not load.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.add_free_dimension_override_by_name(dimension, batch)
+    options.add_session_config_entry("session.load_model_format", "ONNX")
+    how = {
+        "device_id": "0",
+        "user_compute_stream": str(int(stream)),
+        "use_tf32": "0",  # fp32 is fp32: on newer GPUs the library would round its factors to 10 bits
+        "enable_cuda_graph": "1" if graph else "0",
+        "cudnn_conv_algo_search": "EXHAUSTIVE",
+    }
+    session = onnxruntime.InferenceSession(str(path), options, providers=[(PROVIDER, how)])
+    if PROVIDER not in session.get_providers():
+        raise MissingToolError(
+            "ONNX Runtime's CUDA provider does not load here, and its CPU provider is no substitute",
+            fix="install the CUDA and cuDNN that this onnxruntime-gpu was built for: "
+            "pip install 'target-model-compiler[onnxruntime-gpu]'",
+        )
+    return session
+
+
+def open(path: Path, options: Mapping[str, Any]) -> OnnxruntimeCudaSession:
+    """Opens an `.onnx` file. `options`: `threads`, `batch`, `cuda_graph`, `streams`.
+
+    Raises:
+        MissingToolError: the CUDA provider is not there or does not load.
+        ConfigError: the file fixes another batch.
+    """
+    graph = bool(options.get("cuda_graph", False))
+    return OnnxruntimeCudaSession(path, int(options.get("threads", 1)), batch_of(options), graph)
