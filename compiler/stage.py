@@ -52,8 +52,6 @@ class Stage(ABC):
     """Whether the step opens a PyTorch program that another step wrote: its format can hold code."""
     on_host: ClassVar[bool] = False
     """Whether the result is a statement about this host: its key then covers the host's fingerprint."""
-    on_gpu: ClassVar[bool] = False
-    """Needs an NVIDIA GPU."""
     numeric: ClassVar[bool] = False
     """Whether the result holds numbers that were computed in floating point: its key then covers the build's seed, the
     number of threads, and the CPU features that choose kernels."""
