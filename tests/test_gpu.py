@@ -15,7 +15,7 @@ from mock_gpu import T4, MockCudaRuntime, MockNvidiaSmi, install_cuda
 
 from compiler import bundle as bundles
 from compiler.errors import ConfigError, MissingToolError, StepError
-from compiler.runtime import gpu, host, sweep
+from compiler.runtime import gpu, host, rounds, sweep
 from compiler.runtime.device import on_tensor_cores
 from compiler.runtime.measure import measure, on_gpu
 from compiler.runtime.session import open_model
@@ -230,6 +230,16 @@ def test_a_full_gpu_is_out_of_memory_to_who_asks(make_bundle: Any, line: str) ->
         visitor.ready()
         with pytest.raises(OutOfMemory):
             visitor.ask("open")
+
+
+def test_candidates_that_do_not_fit_on_the_gpu_together_are_measured_alone(
+    make_bundle: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, smi: MockNvidiaSmi
+) -> None:
+    monkeypatch.setattr(rounds, "ON_GPU", frozenset({MOCK}))
+    full = {"crowded": str(tmp_path / "was-full")}
+    result = measure(make_bundle(device=(MOCK, full), cpu=(SPINNER, {})), tmp_path / "out")
+    assert (tmp_path / "was-full").exists() and not result["failed"]
+    assert result["candidates"]["device"]["gpu"]["compute_ms"] == 2.0
 
 
 def test_a_sweep_ends_where_the_gpus_memory_does(

@@ -347,6 +347,16 @@ def test_the_mock_of_cuda_takes_the_real_arguments() -> None:
 
 
 @pytest.mark.real
+@pytest.mark.skipif(
+    not importlib.util.find_spec("cuda") or gpu.describe()["gpu"] is not None,
+    reason="cuda-bindings is not installed here, or there is a GPU",
+)
+def test_without_a_driver_cudas_own_error_is_named() -> None:
+    with pytest.raises(StepError, match="cudaMalloc failed: cudaError"):
+        cuda.Buffer([1], np.float32)
+
+
+@pytest.mark.real
 @pytest.mark.skipif(bool(_lacking("tensorrt", "cuda")), reason=_lacking("tensorrt", "cuda"))
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_a_real_engine_computes_what_the_onnx_computes(tmp_path: Path, onnx_file: Any, precision: str) -> None:

@@ -100,7 +100,8 @@ class Compile(Conversion):
             )
         torch_tensorrt.save(compiled, str(out / "model.ep"), arg_inputs=[torch.zeros(best, device="cuda")])
         bound_to = bound.here(**packaged.versions("torch", "torch_tensorrt"))
-        bound.write(out / "model.ep", bound_to, {**facts, **parts})
+        limits = [self.min_batch, self.max_batch] if batch is None else None
+        bound.write(out / "model.ep", bound_to, {**facts, **parts, "range": limits})
         return {**parts, "batch": batch, "bound_to": bound_to}
 
 

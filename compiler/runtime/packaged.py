@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from compiler.runtime import bound, torch_gpu
-from compiler.runtime.session import batch_of, settle
+from compiler.runtime.session import batch_of, check_range, settle
 
 
 def versions(*libraries: str) -> dict[str, str]:
@@ -32,6 +32,8 @@ def open_packaged(
     torch_gpu.need_gpu()
     facts = bound.check(path, **versions(*libraries))
     batch = settle(path, facts["batch"], batch_of(options))
+    if facts.get("range"):
+        check_range(path, batch, facts["range"])
     inputs = [{**entry, "shape": [batch, *entry["shape"][1:]]} for entry in facts["inputs"]]
     names = [entry["name"] for entry in facts["outputs"]]
     return torch_gpu.TorchGpuSession(load(path), inputs, names, graph=bool(options.get("cuda_graph", False)))

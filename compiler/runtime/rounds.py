@@ -19,7 +19,8 @@ from typing import Any
 
 from compiler.errors import MissingToolError, StepError
 from compiler.runtime import memory, sensors
-from compiler.runtime.visitor import Visitor, pool_threads
+from compiler.runtime.names import ON_GPU
+from compiler.runtime.visitor import OutOfMemory, Visitor, pool_threads
 
 PASSES = 10
 DEVICE_CALLS = 50
@@ -117,6 +118,8 @@ def _open_all(
             visitors[name].facts |= visitors[name].ask("open")
             visitors[name].facts |= visitors[name].ask("warm")
         except FAILURES as error:
+            if isinstance(error, OutOfMemory) and len(group) > 1 and entries[name]["runtime"] in ON_GPU:
+                raise TooLittleMemory from error  # the others of this round may have filled the GPU
             failed[name] = error
     for name in failed:
         if name in visitors:

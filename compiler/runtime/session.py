@@ -103,6 +103,19 @@ def fixed_batch(path: Path, found: int, wanted: int | None, details: Sequence[st
     )
 
 
+def check_range(path: Path, batch: int, limits: Sequence[int]) -> None:
+    """Refuses a batch below the first of `limits` or above the second: the model was compiled for those between.
+
+    Raises:
+        ConfigError: it lies outside.
+    """
+    if not limits[0] <= batch <= limits[1]:
+        raise ConfigError(
+            f"{path.name} runs at batches {limits[0]} to {limits[1]}, not at {batch}",
+            fix="choose a batch in between, or build it again with another min_batch or max_batch",
+        )
+
+
 def wrong_shape(given: Sequence[int], opened: Sequence[int], kind: str = "", wanted: str = "") -> ConfigError:
     """The error for an input of another shape, or of another type, than the model was opened for."""
     if list(given) != list(opened):

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from compiler.errors import ConfigError, StepError
+from compiler.errors import StepError
 from compiler.runtime import bound
 from compiler.runtime.cuda_session import CudaSession
-from compiler.runtime.session import batch_of, settle, tensor
+from compiler.runtime.session import batch_of, check_range, settle, tensor
 from compiler.runtime.tensorrt_engine import binding
 from compiler.runtime.tensorrt_versions import Versions, installed
 
@@ -63,13 +63,8 @@ def _batch(path: Path, entry: Mapping[str, Any], wanted: int | None) -> int:
     """
     if "range" not in entry:
         return settle(path, entry["shape"][0], wanted)
-    least, most = entry["range"]
-    size = wanted or max(1, least)
-    if not least <= size <= most:
-        raise ConfigError(
-            f"{path.name} runs at batches {least} to {most}, not at {size}",
-            fix="choose a batch in between, or build it again with another min_batch or max_batch",
-        )
+    size = wanted or max(1, entry["range"][0])
+    check_range(path, size, entry["range"])
     return size
 
 

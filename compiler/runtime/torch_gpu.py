@@ -131,8 +131,9 @@ def need_gpu() -> None:
     if not torch.cuda.is_available():
         why = "" if gpu.describe()["gpu"] is None else f": this PyTorch is built for CUDA {torch.version.cuda}"
         raise MissingToolError(f"PyTorch finds no NVIDIA GPU here{why}", fix=gpu.DRIVER)
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
-    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    # the older of two ways to say it: set by the newer one, PyTorch 2.14 fails whoever reads the older
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def _listed(result: Any) -> list[Any]:
