@@ -127,7 +127,9 @@ def _installed(name: str) -> str:
 
 
 def _sentence(binding: Mapping[str, Any], names: list[str]) -> str:
-    return ", ".join(f"{NAMES.get(name, name)} {binding.get(name, 'unknown')}" for name in names)
+    known = [name for name in NAMES if name in names]
+    ordered = [*known, *(name for name in sorted(names) if name not in known)]
+    return ", ".join(f"{NAMES.get(name, name)} {binding.get(name, 'unknown')}" for name in ordered)
 
 
 def _digest(path: Path) -> str:

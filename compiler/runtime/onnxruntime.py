@@ -16,12 +16,12 @@ DIMENSION = "batch"  # what our exporter names the open first dimension
 class OnnxruntimeSession:
     """See `compiler.runtime.session.Session`."""
 
-    def __init__(self, path: Path, threads: int, batch: int | None) -> None:
-        self._session = _session(path, threads, DIMENSION, batch or 1)
+    def __init__(self, path: Path, threads: int, batch: int | None, disabled: tuple[str, ...] = ()) -> None:
+        self._session = _session(path, threads, DIMENSION, batch or 1, disabled)
         first = self._session.get_inputs()[0].shape[0]
         self._path, self._batch = path, settle(path, first, batch)
         if isinstance(first, str):  # somebody else's file, with another name for it
-            self._session = _session(path, threads, first, self._batch)
+            self._session = _session(path, threads, first, self._batch, disabled)
         self._names = [node.name for node in self._session.get_inputs()]
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
@@ -45,7 +45,7 @@ class OnnxruntimeSession:
         return tensor(node.name, DTYPES[node.type], node.shape, batch=self._batch)
 
 
-def _session(path: Path, threads: int, dimension: str, batch: int) -> Any:
+def _session(path: Path, threads: int, dimension: str, batch: int, disabled: tuple[str, ...]) -> Any:
     """A session whose open `dimension` is fixed before the graph is optimized: an open batch then costs nothing."""
     import onnxruntime
 
@@ -57,13 +57,17 @@ def _session(path: Path, threads: int, dimension: str, batch: int) -> Any:
     options.add_free_dimension_override_by_name(dimension, batch)
     # data beside the file is confined to its folder by the library itself, from 1.31 on (tests/test_malice.py)
     options.add_session_config_entry("session.load_model_format", "ONNX")
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(
+        str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(disabled)
+    )
 
 
 def open(path: Path, options: Mapping[str, Any]) -> OnnxruntimeSession:
-    """Opens an `.onnx` file. `options`: `threads`, `batch`.
+    """Opens an `.onnx` file. `options`: `threads`, `batch`, and `disabled_optimizers`, names of graph optimizations that
+    get a model wrong; no artifact may ask for that.
 
     Raises:
         ConfigError: the file fixes another batch.
     """
-    return OnnxruntimeSession(path, int(options.get("threads", 1)), batch_of(options))
+    disabled = tuple(map(str, options.get("disabled_optimizers", ())))
+    return OnnxruntimeSession(path, int(options.get("threads", 1)), batch_of(options), disabled)
