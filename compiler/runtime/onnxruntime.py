@@ -63,8 +63,8 @@ def _session(path: Path, threads: int, dimension: str, batch: int, disabled: tup
 
 
 def open(path: Path, options: Mapping[str, Any]) -> OnnxruntimeSession:
-    """Opens an `.onnx` file. `options`: `threads`, `batch`, and `disabled_optimizers`, names of graph optimizations that
-    get a model wrong; no artifact may ask for that.
+    """Opens an `.onnx` file. `options`: `threads`, `batch`, and `disabled_optimizers`, names of graph optimizations
+    that get a model wrong; no artifact may ask for that.
 
     Raises:
         ConfigError: the file fixes another batch.
