@@ -48,9 +48,11 @@ class Cast(Conversion):
     init_loss: float = 0.01
     keep: tuple[str, ...] = ()
 
+    _quantized = False  # whether the model has Q/DQ pairs, once it is read
+
     def precision(self) -> str:
-        """fp16."""
-        return "fp16"
+        """fp16; int8 of a quantized model, where float16 moves values across the borders of int8's steps."""
+        return "int8" if self._quantized else "fp16"
 
     def convert(self, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
         """See `Conversion.convert`.
@@ -69,6 +71,7 @@ class Cast(Conversion):
         if not 0 < self.init_loss <= 1:
             raise ConfigError(f"init_loss is {self.init_loss:g}", fix="give a share above 0 and up to 1, such as 0.01")
         model = onnx.load(str(inputs["model"] / "model.onnx"))
+        self._quantized = has_pairs(model)
         magnitudes = limits(inputs["calibration"], "minmax", 100.0)
         kept = kept_nodes(model.graph, self.keep)
         reasons = sensitive(model, magnitudes, kept, self.data_max, self.init_max, self.init_loss)
