@@ -147,8 +147,11 @@ def on_gpu(manifest: dict[str, Any]) -> list[str]:
 
 def deferred(manifest: dict[str, Any], path: str) -> list[str]:
     """What is still to be done elsewhere, and by which command; `path` is where the version lies."""
-    rows = [row for row in manifest["candidates"] if row["status"] == "deferred"]
-    lines = [f"Deferred: {row['id']}: {row['reason']}" for row in rows]
+    named: dict[str, list[str]] = {}
+    for row in manifest["candidates"]:
+        if row["status"] == "deferred":
+            named.setdefault(row["reason"], []).append(row["id"])
+    lines = [f"Deferred: {', '.join(names)}: {reason}" for reason, names in named.items()]
     if manifest["status"] != "deferred" or manifest["selected"] is not None:
         return lines
     return [*lines, f"Finish it where that is: python -m compiler finish {path}"]
