@@ -214,3 +214,22 @@ def test_a_library_that_a_step_turned_out_to_load_decides_whether_its_result_is_
     again = build()
     assert again.executed == ["sly.twist"]
     assert "sly.twist: running (quietlib 1.0 to 1.0 (other files))" in again.err
+
+
+def test_what_stands_for_a_distribution_is_the_same_where_it_is_looked_for() -> None:
+    from compiler.keys import tools
+    from compiler.runtime import names
+
+    assert tools.STANDS_FOR == names.STANDS_FOR
+
+
+def test_a_distribution_that_stands_for_another_has_its_identity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "tensorrt_cu12-10.16.1.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Name: tensorrt-cu12\nVersion: 10.16.1\n")
+    (folder / "RECORD").write_text("tensorrt/__init__.py,sha256=x,1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert Tools().version("tensorrt") == "10.16.1"
+    assert Tools().identities(["tensorrt"])["tensorrt"].startswith("10.16.1 ")

@@ -12,11 +12,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import bases
 import batches
 import jsonschema
 import numpy as np
+import onnx
 import pytest
 from conftest import QUICK, ROOT, Done, command, environment
+
+from compiler import qdq
+from compiler.runtime import gpu
 
 pytestmark = pytest.mark.real
 
@@ -72,6 +77,37 @@ def _independent(folder: Path) -> float:
         check=True,
     )
     return float(done.stdout.strip().splitlines()[-1])
+
+
+T4 = ["tensorrt_fp16", "tensorrt_int8", "tensorrt_int8_fp16", "onnxruntime_cuda_fp32", "onnxruntime_fp32"]
+
+
+def test_default_model_for_t4_is_prepared_here_and_finished_with_numpy_and_a_runtime(
+    builds: Builds, schema: dict[str, Any], tmp_path: Path
+) -> None:
+    if gpu.describe()["gpu"] is not None:
+        pytest.skip("this host has an NVIDIA GPU: its builds for t4 are not deferred")
+    done = builds("target=t4", f"candidates=[{','.join(T4)}]")
+    jsonschema.validate(done.manifest, schema)
+    assert done.manifest["status"] == "deferred" and done.manifest["selected"] is None
+    for name in ("tensorrt_fp16", "tensorrt_int8", "tensorrt_int8_fp16"):
+        prepared = _row(done.manifest, name)["prepared"]
+        assert abs(prepared["accuracy"]["drop"]) <= 1.0 and prepared["accuracy"]["n"] == 400, name
+    steps = done.manifest_path.parent / "steps"
+    model = onnx.load(str(steps / "tensorrt_int8.quantize/model.onnx"))
+    onnx.checker.check_model(model, full_check=True)
+    assert qdq.violations(model) == []
+    python = bases.environment(tmp_path, ["onnxruntime"])
+    carried = shutil.copytree(done.manifest_path.parent, tmp_path / "carried")
+    there = bases.call(python, "finish", carried, "--candidates", "onnxruntime_fp32", cwd=tmp_path)
+    assert there.code == 0, there.err
+    manifest = there.manifest_in(tmp_path)
+    jsonschema.validate(manifest, schema)
+    row = _row(manifest, "onnxruntime_fp32")
+    assert manifest["selected"] == "onnxruntime_fp32" and row["latency_ms"]["on"] == "finishing-host"
+    assert abs(row["accuracy"]["drop"]) <= 1.0 and row["accuracy"]["on"] == "finishing-host"
+    assert _row(manifest, "pytorch_cuda_fp32")["accuracy"]["on"] == "build-host"
+    assert {n for n in manifest["environment"]["packages"] if n.startswith(("torch", "onnx"))} == {"onnxruntime"}
 
 
 @pytest.mark.parametrize("target", ["rpi4", "xeon"])

@@ -22,8 +22,8 @@ LOCAL = re.compile(
     r"\.pyc$|(^|/)(INSTALLER|REQUESTED|RECORD|RECORD\.jws|direct_url\.json|uv_cache\.json|uv_build\.json)$"
 )
 """What an installer adds, or what differs between two installations of one wheel."""
-STANDS_FOR = {"onnxruntime": "onnxruntime-gpu"}
-"""Distribution -> another that brings the same modules, and is installed in its place."""
+STANDS_FOR = {"onnxruntime": ("onnxruntime-gpu",), "tensorrt": ("tensorrt-cu13", "tensorrt-cu12")}
+"""Distribution -> others that bring the same modules, and may be installed in its place."""
 REQUIRES = re.compile(r"^Requires-Dist:\s*([A-Za-z0-9][A-Za-z0-9._-]*)\s*(?:\[([^\]]*)\])?([^;\n]*)(?:;(.*))?$", re.M)
 EXTRA = re.compile(r"""extra\s*==\s*['"]([^'"]+)['"]""")
 VERSION = re.compile(r"^Version:\s*(\S+)", re.M)
@@ -96,9 +96,10 @@ class Tools:
                         self._folders.setdefault(
                             normal(name.split("-")[0].removesuffix(".egg")), Path(entry or ".", name)
                         )
-            for name, other in STANDS_FOR.items():  # the same modules, built for other hardware
-                if name not in self._folders and other in self._folders:
-                    self._folders[name] = self._folders[other]
+            for name, others in STANDS_FOR.items():
+                found = next((self._folders[other] for other in others if other in self._folders), None)
+                if name not in self._folders and found is not None:
+                    self._folders[name] = found
         return self._folders
 
     def _describe(self, name: str, folder: Path) -> tuple[str, list[Any]]:

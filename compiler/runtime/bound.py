@@ -16,6 +16,7 @@ from typing import Any
 from compiler.errors import IntegrityError, MissingToolError
 from compiler.foreign_json import read_json
 from compiler.runtime import gpu
+from compiler.runtime.names import STANDS_FOR
 
 Binding = dict[str, str]
 NAMES = {
@@ -120,10 +121,12 @@ def _elsewhere(name: str, bound_to: Mapping[str, str], now: Mapping[str, str], o
 
 def _installed(name: str) -> str:
     """A library's version as it says it itself, or that it is not installed."""
-    try:
-        return metadata.version(DISTRIBUTIONS[name]).partition(".post")[0]
-    except metadata.PackageNotFoundError:
-        return "not installed"
+    for distribution in (DISTRIBUTIONS[name], *STANDS_FOR.get(DISTRIBUTIONS[name], ())):
+        try:
+            return metadata.version(distribution).partition(".post")[0]
+        except metadata.PackageNotFoundError:
+            continue
+    return "not installed"
 
 
 def _sentence(binding: Mapping[str, Any], names: list[str]) -> str:

@@ -10,7 +10,7 @@ import subprocess
 from importlib import metadata
 from typing import Any
 
-from compiler.runtime.names import ON_GPU, distributions_of
+from compiler.runtime.names import ON_GPU, STANDS_FOR, distributions_of
 
 DECISIVE = ("gpu", "driver", "gpu_compute_capability", "gpu_memory_mb")
 """What of a GPU decides a latency: part of a host's fingerprint where there is one."""
@@ -130,8 +130,10 @@ def lacking(runtime: str, distributions: tuple[str, ...] = ()) -> list[tuple[str
 
 
 def _installed(distribution: str) -> bool:
-    try:
-        metadata.distribution(distribution)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
+    for name in (distribution, *STANDS_FOR.get(distribution, ())):
+        try:
+            metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            continue
+        return True
+    return False

@@ -24,6 +24,10 @@ DISTRIBUTIONS = {
 ON_GPU = frozenset({"aot_inductor", "onnxruntime_cuda", "pytorch_cuda", "tensorrt", "torch_tensorrt"})
 """Runtimes that run on an NVIDIA GPU and nowhere else."""
 
+STANDS_FOR = {"onnxruntime": ("onnxruntime-gpu",), "tensorrt": ("tensorrt-cu13", "tensorrt-cu12")}
+"""Distribution -> others that bring the same modules, and may be installed in its place (as in compiler/keys/tools.py,
+which imports nothing of ours)."""
+
 ON_CPU = {"onnxruntime_cuda": "onnxruntime", "pytorch_cuda": "pytorch"}
 """Which runtime opens on a CPU what another opens on a GPU: the same function, for accuracy and never for time."""
 
