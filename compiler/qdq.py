@@ -15,7 +15,12 @@ from typing import Any
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """What is quantized; each takes two tensors, the third is a bias."""
 CONVOLUTIONS = ("Conv", "ConvTranspose")
+RESIDUAL = ("Add", "Sum")
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
+INTEGER = (
+    "QLinearConv", "QLinearMatMul", "QLinearAdd", "QGemm", "ConvInteger", "MatMulInteger", "DynamicQuantizeLinear",
+)  # fmt: skip
+"""Quantized without pairs: TensorRT takes none of them."""
 
 RULES = {
     "valid": "the model passes the ONNX checker",
@@ -56,7 +61,8 @@ class View:
         for node in graph.node:
             for name in node.output:
                 self.producers[name] = node
-            for index, name in enumerate(node.input):
+            taken = [*node.input, *_captured(node)]  # a branch's or loop's body takes tensors that no input lists
+            for index, name in enumerate(taken):
                 self.consumers[name].append((node, index))
             for attribute in node.attribute:
                 if node.op_type == "Constant" and attribute.name == "value":
@@ -70,6 +76,20 @@ class View:
     def is_alone(self, name: str) -> bool:
         """Whether the tensor is taken once, and not a result of the graph."""
         return len(self.consumers[name]) == 1 and name not in self.outputs
+
+    def is_computed_constant(self, name: str) -> bool:
+        """Whether `name` is no input of the graph and depends on none: it is worked out of constants, and is none."""
+        inputs = {value.name for value in self.graph.input} - set(self.constants)
+        seen: set[str] = set()
+        left = [name]
+        while left:
+            tensor = left.pop()
+            if tensor in inputs:
+                return False
+            maker = self.producers.get(tensor) if tensor not in seen else None
+            seen.add(tensor)
+            left += [*maker.input, *_captured(maker)] if maker is not None else []
+        return name not in self.constants
 
     def value(self, name: str) -> Any:
         """The constant `name` as an array, or None where it is none."""
@@ -99,12 +119,24 @@ def violations(model: Any, left_float: Collection[str] = ()) -> list[Violation]:
     for node in model.graph.node:
         if node.op_type in WEIGHTED:
             found += _operator(view, node, left_float)
-        elif node.op_type == "Add" and label(node) not in left_float:
+        elif node.op_type in RESIDUAL and label(node) not in left_float:
             found += _residual(view, node)
-    for node in inner_nodes(model.graph):
+    for node in (*inner_nodes(model.graph), *(node for function in model.functions for node in function.node)):
         if node.op_type in WEIGHTED and label(node) not in left_float:
-            found.append(Violation("left_float", label(node), f"{node.op_type} inside a branch or a loop is float"))
+            found.append(
+                Violation("left_float", label(node), f"{node.op_type} inside a branch, a loop or a function is float")
+            )
     return found
+
+
+def _captured(node: Any) -> Iterator[str]:
+    """What the bodies of a control-flow node take from outside, and names of their own."""
+    for attribute in node.attribute:
+        for body in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
+            yield from (value.name for value in body.output)
+            for inner in body.node:
+                yield from inner.input
+                yield from _captured(inner)
 
 
 def inner_nodes(graph: Any) -> Iterator[Any]:
@@ -130,7 +162,11 @@ def _valid(model: Any) -> Iterator[Violation]:
 def _pairs(view: View) -> Iterator[Violation]:
     for node in view.graph.node:
         name = label(node)
-        if node.op_type == QUANTIZE:
+        if node.op_type in INTEGER:
+            yield Violation("pair", name, f"{node.op_type} is quantized without Q/DQ")
+        elif node.op_type in (QUANTIZE, DEQUANTIZE) and node.domain not in ("", "ai.onnx"):
+            yield Violation("pair", name, f"is the {node.op_type} of {node.domain}, not of ONNX")
+        elif node.op_type == QUANTIZE:
             others = [taker for taker, _ in view.consumers[node.output[0]] if taker.op_type != DEQUANTIZE]
             if others or node.output[0] in view.outputs:
                 yield Violation("pair", name, f"feeds {label(others[0]) if others else 'the output'}, no Dequantize")
@@ -143,7 +179,7 @@ def _pairs(view: View) -> Iterator[Violation]:
             for taker, index in view.consumers[node.output[0]]:
                 if taker.op_type in WEIGHTED and index > 1:
                     yield Violation("bias", label(taker), f"its bias comes from {name}")
-                elif taker.op_type not in (*WEIGHTED, "Add"):
+                elif taker.op_type not in (*WEIGHTED, *RESIDUAL):
                     yield Violation("direct", name, f"feeds {taker.op_type} {label(taker)}")
             if node.output[0] in view.outputs:
                 yield Violation("direct", name, "feeds an output of the network")
@@ -170,6 +206,8 @@ def _operator(view: View, node: Any, left_float: Collection[str]) -> Iterator[Vi
             yield from _weight(view, node, index, quantize, list(weight.dims))
         elif index == 1 and node.op_type in CONVOLUTIONS:
             yield Violation("weight", name, f"its weights {quantize.input[0]} are no constant")
+        elif view.is_computed_constant(quantize.input[0]):
+            yield Violation("weight", name, f"its weights {quantize.input[0]} are worked out of constants: fold them")
         else:
             yield from _activation(view, node, quantize)
 
@@ -210,7 +248,7 @@ def _residual(view: View, node: Any) -> Iterator[Violation]:
         and view.made_by(producer.input[0], DEQUANTIZE) is not None
         for name in branches
     ]
-    if not any(fusible) or any(name in view.constants for name in branches):
+    if len(node.input) != 2 or not any(fusible) or any(name in view.constants for name in branches):
         if any(quantized):
             yield Violation("residual", label(node), "is no residual Add, and has Q/DQ on an input")
         return
@@ -248,6 +286,8 @@ def _grid(view: View, node: Any) -> str:
         return "has a scale that is not finite and above 0"
     if zero is None or zero.dtype != np.int8:
         return f"is {'uint8' if zero is None else zero.dtype}, not int8"
+    if _attribute(node, "block_size", 0):
+        return "has a scale for each block"
     if zero.any() or zero.shape != scale.shape:
         return "has a zero point that is not 0 for each scale"
     return ""
@@ -262,7 +302,10 @@ def _same_grid(view: View, quantize: Any, dequantize: Any) -> bool:
         a, b = view.value(one), view.value(other)
         if one != other and (a is None or b is None or a.dtype != b.dtype or not np.array_equal(a, b)):
             return False
-    return bool(_attribute(quantize, "axis", 1) == _attribute(dequantize, "axis", 1))
+    return all(
+        _attribute(quantize, attribute, default) == _attribute(dequantize, attribute, default)
+        for attribute, default in (("axis", 1), ("block_size", 0))
+    )
 
 
 def _attribute(node: Any, name: str, default: int) -> int:

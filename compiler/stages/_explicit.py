@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
-from compiler.qdq import CONVOLUTIONS, WEIGHTED, View, inner_nodes, label, weight_axis
+from compiler.qdq import CONVOLUTIONS, RESIDUAL, WEIGHTED, View, inner_nodes, label, weight_axis
 
 if TYPE_CHECKING:
     import numpy as np
@@ -115,7 +115,7 @@ def _residual_side(view: View, node: Any, floats: Collection[str], depths: Mappi
     Where both inputs come straight from convolutions (a ResNet block that changes the shape), the longer way is the
     one that is fused, and the shortcut is the residual.
     """
-    if node.op_type != "Add" or any(name in view.constants for name in node.input):
+    if node.op_type not in RESIDUAL or len(node.input) != 2 or any(name in view.constants for name in node.input):
         return None
     straight = []
     for side in (0, 1):

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from compiler.qdq import DEQUANTIZE, QUANTIZE, View, label
+from compiler.qdq import DEQUANTIZE, QUANTIZE, RESIDUAL, View, label
 
 FLOAT16_PAIRS = 19
 """The first ONNX opset whose QuantizeLinear and DequantizeLinear take float16."""
@@ -75,7 +75,7 @@ def _with_partners(view: View, reasons: Mapping[str, str]) -> dict[str, str]:
             links.append((label(node), by_scale.setdefault(node.input[1], label(node))))
         for taker, _ in view.consumers[node.output[0]] if node.op_type == DEQUANTIZE else ():
             links.append((label(node), label(taker)))
-            if taker.op_type == "Add":  # and the convolution that is fused with it
+            if taker.op_type in RESIDUAL:  # and the convolution that is fused with it
                 links += [(label(taker), label(view.producers[name])) for name in taker.input if name in view.producers]
     result = dict(reasons)
     changed = True
