@@ -15,7 +15,7 @@ from typing import Any
 from compiler import versions
 from compiler.canonical import tree_digest, tree_entries
 from compiler.config import revive
-from compiler.deferral import Lack, lacking_to_finish, refuse, sentence
+from compiler.deferral import lacking_to_finish, refuse, sentence
 from compiler.disk import copy, explain_os_errors
 from compiler.errors import ConfigError, IntegrityError, StepError, unknown_name
 from compiler.identity import KeyMaker, is_path_field, key_of
@@ -30,7 +30,7 @@ from compiler.stages.package_deferred import FOLDER, ROLE
 from compiler.store import Origin, Result, Store
 
 FIX = "prepare the build again: python -m compiler target=... model=... defer=true"
-PROGRAM = Lack("your word that the PyTorch program in it may be run, for its format can hold code", "add --own-code")
+PROGRAM = "the PyTorch program that it is made of can hold code, and --own-code was not given"
 NOT_WRITTEN_SO = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
 
 
@@ -154,7 +154,8 @@ def _left_out(manifest: Mapping[str, Any], plan: Plan, names: list[str], wish: W
         if name not in racing:
             raise unknown_name("candidate", name, racing)
     failed = {row["id"]: str(row["reason"]) for row in manifest["candidates"] if row["status"] == "failed"}
-    lacks = _lacks(plan, names, wish.own_code)
+    lacks = lacking_to_finish(plan, names)
+    programs = [] if wish.own_code else [n for n in racing if n not in lacks and _loads_programs(plan, n, names)]
     out: dict[str, tuple[str, str]] = {}
     for name in racing:
         if name in failed:
@@ -163,22 +164,28 @@ def _left_out(manifest: Mapping[str, Any], plan: Plan, names: list[str], wish: W
             out[name] = ("skipped", "left out when the build was finished")
         elif name in lacks and wish.partial:
             out[name] = (DEFERRED, sentence(lacks[name], "this host"))
+        elif name in programs and wish.partial:
+            out[name] = (DEFERRED, PROGRAM)
     missing = {name: lacks[name] for name in racing if name in lacks and name not in out}
-    able = [name for name in racing if name not in out and name not in lacks]
-    if missing or not able:
-        raise refuse(missing or {n: lacks[n] for n in racing if n in lacks}, _advice(able))
+    able = [name for name in racing if name not in out and name not in lacks and name not in programs]
+    if missing:
+        raise refuse(missing, _advice(able))
+    asking = [name for name in programs if name not in out] or ([] if able else programs)
+    if asking:
+        others = f"; or finish the others: --candidates {','.join(able)}" if able else ""
+        raise IntegrityError(
+            f"the PyTorch program for {', '.join(asking)} can hold code",
+            fix=f"if you trust who prepared it: python -m compiler finish PATH --own-code{others}",
+        )
+    if not able:
+        raise refuse({n: lacks[n] for n in racing if n in lacks}, _advice(able))
     if base in lacks:
         out[base] = ("skipped", sentence(lacks[base], "this host"))
     return out
 
 
-def _lacks(plan: Plan, names: Collection[str], own_code: bool) -> dict[str, list[Lack]]:
-    lacks = lacking_to_finish(plan, names)
-    for name, candidate in plan.candidates.items():
-        rest = [plan.steps[step].stage for step in candidate.steps if step not in names]
-        if any(stage.loads_programs for stage in rest) and not own_code:
-            lacks.setdefault(name, []).append(PROGRAM)
-    return lacks
+def _loads_programs(plan: Plan, candidate: str, names: Collection[str]) -> bool:
+    return any(plan.steps[step].stage.loads_programs for step in plan.candidates[candidate].steps if step not in names)
 
 
 def _advice(able: list[str]) -> str:

@@ -29,6 +29,19 @@ def test_every_candidate_plans(candidate: str) -> None:
     assert plan.candidates[candidate].spec.artifact
 
 
+def test_engines_take_the_batches_that_are_swept_and_one_where_none_is() -> None:
+    def fields(*overrides: str) -> list[object]:
+        plan = make_plan(compose(["target=t4", *overrides]))
+        engine, compiled = plan.steps["tensorrt_int8.engine"].stage, plan.steps["cuda_fp16.compile"].stage
+        return [engine.min_batch, engine.opt_batch, engine.max_batch, compiled.batch]  # type: ignore[attr-defined]
+
+    assert fields() == [1, 1, 1, 1]
+    assert fields("objective=throughput") == [1, 64, 64, None]
+    assert fields("objective=throughput", "steps.sweep.max_batch=16") == [1, 16, 16, None]
+    own = "candidate.tensorrt_int8.steps.engine.max_batch=8"
+    assert fields(own) == [1, 1, 8, 1]
+
+
 @pytest.mark.parametrize("budget", options("budget"))
 def test_every_budget_composes_and_the_command_line_wins_over_the_targets_choice(budget: str) -> None:
     assert compose(["target=rpi4", f"budget={budget}", "budget.size_mb=3"]).budget.size_mb == 3.0

@@ -79,7 +79,7 @@ def _independent(folder: Path) -> float:
     return float(done.stdout.strip().splitlines()[-1])
 
 
-T4 = ["tensorrt_fp16", "tensorrt_int8", "tensorrt_int8_fp16", "onnxruntime_cuda_fp32", "onnxruntime_fp32"]
+T4 = ["tensorrt_fp16", "tensorrt_int8", "tensorrt_int8_fp16", "cuda_fp16", "onnxruntime_cuda_fp32", "onnxruntime_fp32"]
 
 
 def test_default_model_for_t4_is_prepared_here_and_finished_with_numpy_and_a_runtime(
@@ -97,6 +97,11 @@ def test_default_model_for_t4_is_prepared_here_and_finished_with_numpy_and_a_run
     model = onnx.load(str(steps / "tensorrt_int8.quantize/model.onnx"))
     onnx.checker.check_model(model, full_check=True)
     assert qdq.violations(model) == []
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\n# MOCK\necho Tesla T4, 550.54.15, 7.5, 15360\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    listed = {**environment(), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    program = command("finish", done.manifest_path.parent, "--candidates", "cuda_fp16", env=listed)
+    assert program.code == 6 and "the PyTorch program for cuda_fp16 can hold code" in program.err
     python = bases.environment(tmp_path, ["onnxruntime"])
     carried = shutil.copytree(done.manifest_path.parent, tmp_path / "carried")
     there = bases.call(python, "finish", carried, "--candidates", "onnxruntime_fp32", cwd=tmp_path)

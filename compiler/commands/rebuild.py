@@ -10,7 +10,7 @@ import sys
 from compiler.commands.arguments import parser
 from compiler.errors import ConfigError, IntegrityError
 from compiler.runtime.trust import check
-from compiler.runtime.verify import local_folder
+from compiler.runtime.verify import check_selected, local_folder
 from compiler.terminal import printable
 
 
@@ -22,6 +22,7 @@ def run(arguments: list[str]) -> int:
     options.add_argument("--json", action="store_true", help="print nothing but JSON")
     given = options.parse_args(arguments)
     manifest = check(local_folder(given.path)).manifest
+    check_selected(manifest, given.path)
     if "inputs" not in manifest:
         raise ConfigError(f"{given.path} was built by an older version of the compiler", fix="build it again")
 
