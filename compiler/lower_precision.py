@@ -23,10 +23,13 @@ def check(precision: str, batch: int | None) -> None:
         raise ConfigError(f"batch is {batch}", fix=f"give 1 to {LARGEST_BATCH}, or null to leave it open")
 
 
-def export(program: Path, precision: str, batch: int | None, device: str) -> tuple[Any, dict[str, Any]]:
+def export(
+    program: Path, precision: str, batch: int | None, device: str, range_: tuple[int, int] = (1, LARGEST_BATCH)
+) -> tuple[Any, dict[str, Any]]:
     """The program on `device`, weights and computation in `precision`, channels last; inputs and outputs float32.
 
-    `batch` is what it takes, None for any. Returns it with `inputs` and `outputs` (entries of a signature) and `batch`.
+    `batch` is what it takes, None for any in `range_`. Returns it with `inputs` and `outputs` (entries
+    of a signature) and `batch`.
 
     Raises:
         StepError: the program cannot be exported so.
@@ -55,9 +58,9 @@ def export(program: Path, precision: str, batch: int | None, device: str) -> tup
             found = self.inner(x.to(dtype).contiguous(memory_format=torch.channels_last))
             return (found[0] if isinstance(found, tuple | list) else found).float()
 
-    # 2 where any batch is wanted: an example of 1 would be taken for a constant
-    example = torch.zeros((batch or 2, *shape[1:]), dtype=torch.float32, device=device)
-    dynamic = {"x": {0: torch.export.Dim("batch", min=1, max=LARGEST_BATCH)}} if batch is None else None
+    # not 1 where any batch is wanted: an example of 1 would be taken for a constant
+    example = torch.zeros((batch or max(2, range_[0]), *shape[1:]), dtype=torch.float32, device=device)
+    dynamic = {"x": {0: torch.export.Dim("batch", min=range_[0], max=range_[1])}} if batch is None else None
     try:
         exported = torch.export.export(Boundary(), (example,), dynamic_shapes=dynamic)
     except Exception as error:  # the library's own classes have no other base
@@ -67,7 +70,7 @@ def export(program: Path, precision: str, batch: int | None, device: str) -> tup
         ) from error
     classes = list(exported.graph_signature.user_outputs)
     value = next(node.meta["val"] for node in exported.graph.nodes if node.name == classes[0])
-    size = batch or 1
+    size = batch or range_[0]
     return exported, {
         "inputs": [{"name": names.user_inputs[0], "dtype": "float32", "shape": [size, *shape[1:]]}],
         "outputs": [{"name": names.user_outputs[0], "dtype": "float32", "shape": [size, int(value.shape[1])]}],

@@ -16,7 +16,7 @@ from mock_gpu import T4, MockCudaRuntime, MockNvidiaSmi, install_cuda
 from compiler import bundle as bundles
 from compiler.errors import ConfigError, MissingToolError, StepError
 from compiler.runtime import gpu, host, rounds, sweep
-from compiler.runtime.device import on_tensor_cores
+from compiler.runtime.device import DeviceSession, on_tensor_cores
 from compiler.runtime.measure import measure, on_gpu
 from compiler.runtime.session import open_model
 from compiler.runtime.visitor import OutOfMemory, Visitor
@@ -155,6 +155,8 @@ def test_state_and_memory_are_read_and_what_is_not_told_is_left_out(smi: MockNvi
         (["volta_sgemm_128x64_nn", "void at::native::elementwise_kernel<4>"], False),
         (["volta_scudnn_128x64_relu_xregs_large_nn_v1", "__myl_FcAdd_myl0_1"], None),
         (["triton_poi_fused_add_0"], None),
+        (["void gemmASM_kernel", "volta_sgemm_128x64_nn"], False),
+        (["turing_s1688gemm_fp16_128x64_ldg8_f2f_tn"], True),
         ([""], None),
     ],
 )  # fmt: skip
@@ -287,6 +289,7 @@ class MockCudaOnnxruntime(types.ModuleType):
 
         self._real, self._available, self.loads = onnxruntime, available, loads
         self.preloaded, self.how = False, dict[str, str]()
+        self.left, self.refused = set[str](), ""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._real, name)
@@ -300,16 +303,26 @@ class MockCudaOnnxruntime(types.ModuleType):
     def InferenceSession(self, path: str, options: Any, providers: Any) -> Any:
         ((name, self.how),) = providers
         assert name == "CUDAExecutionProvider"
+        if self.refused:
+            raise RuntimeError(self.refused)
         session = self._real.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         found = ["CUDAExecutionProvider", "CPUExecutionProvider"] if self.loads else ["CPUExecutionProvider"]
-        return MockCudaInference(session, found)
+        return MockCudaInference(session, found, self.left)
 
 
 class MockCudaInference:
-    def __init__(self, session: Any, providers: list[str]) -> None:
+    def __init__(self, session: Any, providers: list[str], left: set[str]) -> None:
         self.get_inputs, self.get_outputs = session.get_inputs, session.get_outputs
+        self._left = left
         self.get_providers = lambda: providers
         self._session = session
+
+    def get_provider_graph_assignment_info(self) -> Any:
+        """The library's own answer, which wants its session option; all but `left` is taken as the GPU's."""
+        for part in self._session.get_provider_graph_assignment_info():
+            for node in part.get_nodes():
+                name = part.ep_name if node.op_type in self._left else "CUDAExecutionProvider"
+                yield types.SimpleNamespace(ep_name=name, get_nodes=lambda node=node: [node])
 
     def io_binding(self) -> Any:
         inner = self._session.io_binding()
@@ -364,6 +377,129 @@ def test_onnxruntime_never_falls_back_to_the_cpu(
     monkeypatch.setitem(sys.modules, "onnxruntime", MockCudaOnnxruntime(available, loads=False))
     with pytest.raises(MissingToolError, match=what):
         open_model("onnxruntime_cuda", onnx, {})
+
+
+def test_operators_that_onnxruntime_leaves_to_the_cpu_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The list of providers holds the CPU's always; without this a part of the network would run there unseen."""
+    from test_tensorrt_api import write_onnx
+
+    onnx = write_onnx(tmp_path / "model.onnx", "fp32")
+    install_cuda(monkeypatch, MockCudaRuntime())
+    mock = MockCudaOnnxruntime()
+    monkeypatch.setitem(sys.modules, "onnxruntime", mock)
+    mock.left = {"Conv", "FusedConv", "Reshape"}
+    with pytest.raises(StepError, match=r"does not take every operator of model\.onnx: Conv would run on the CPU"):
+        open_model("onnxruntime_cuda", onnx, {})
+    mock.left = {"Reshape"}
+    open_model("onnxruntime_cuda", onnx, {})
+
+
+def test_a_model_that_cannot_be_recorded_says_what_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from test_tensorrt_api import write_onnx
+
+    onnx = write_onnx(tmp_path / "model.onnx", "fp32")
+    install_cuda(monkeypatch, MockCudaRuntime())
+    mock = MockCudaOnnxruntime()
+    mock.refused = "This session cannot use the graph capture feature as requested by the user"
+    monkeypatch.setitem(sys.modules, "onnxruntime", mock)
+    with pytest.raises(ConfigError, match=r"cannot record model\.onnx as a CUDA graph") as caught:
+        open_model("onnxruntime_cuda", onnx, {"cuda_graph": True})
+    assert "cuda_graph to false" in caught.value.fix
+
+
+def test_onnxruntimes_gpu_must_be_the_one_that_is_described(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, smi: MockNvidiaSmi
+) -> None:
+    install_cuda(monkeypatch, MockCudaRuntime(name="Tesla P4"))
+    monkeypatch.setitem(sys.modules, "onnxruntime", MockCudaOnnxruntime())
+    with pytest.raises(ConfigError, match="CUDA would use a Tesla P4, while nvidia-smi lists a Tesla T4 first"):
+        open_model("onnxruntime_cuda", tmp_path / "model.onnx", {})
+
+
+def test_each_stream_is_opened_and_run_by_one_thread_of_its_own(
+    make_bundle: Any, tmp_path: Path, smi: MockNvidiaSmi
+) -> None:
+    """ONNX Runtime records a CUDA graph in the thread that runs it: another thread would record it anew, timed."""
+    told = tmp_path / "threads"
+    with Visitor(make_bundle(device=(MOCK, {"us": 10, "threads_file": str(told)})), "device", 1) as visitor:
+        visitor.ready()
+        visitor.ask("open")
+    told.unlink()
+    options = {"streams": 3, "threads_file": str(told)}
+    with Visitor(tmp_path / "bundle", "device", 1, None, options) as visitor:
+        visitor.ready()
+        visitor.ask("open")
+        for _ in range(3):
+            assert len(visitor.ask("burst", calls=5, seconds=0.0)["times"]) == 15
+    by_session: dict[str, set[str]] = {}
+    for line in told.read_text().splitlines():
+        session, thread = line.split()
+        by_session.setdefault(session, set()).add(thread)
+    assert len(by_session) == 3
+    assert all(len(threads) == 1 for threads in by_session.values()), by_session
+    assert len(set.union(*by_session.values())) == 3
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        "torch.AcceleratorError: CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation' in the manual\n"
+        "CUDA kernel errors might be asynchronously reported\nCompile with `TORCH_USE_CUDA_DSA`.\n",
+        "CUDA out of memory. Tried to allocate 2.00 GiB.\nrun_func_ API call failed at model_container_runner.cpp",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    ],
+)
+def test_what_pytorch_says_after_it_ran_out_of_memory_does_not_hide_it(make_bundle: Any, last: str) -> None:
+    with Visitor(make_bundle(device=(SPINNER, {"fail": last})), "device", 1) as visitor:
+        visitor.ready()
+        with pytest.raises(OutOfMemory):
+            visitor.ask("open")
+
+
+def test_the_source_lines_of_a_trace_are_no_reason(make_bundle: Any) -> None:
+    with Visitor(make_bundle(device=(SPINNER, {"fail": "broken\n  raise MemoryError"})), "device", 1) as visitor:
+        visitor.ready()
+        with pytest.raises(StepError, match="failed with exit code") as caught:
+            visitor.ask("open")
+    assert not isinstance(caught.value, OutOfMemory)
+
+
+def test_times_on_the_gpu_begin_after_the_hosts_own_copies() -> None:
+    """Else `copy_in_ms` would hold the time in which the host fills pinned memory."""
+    order: list[str] = []
+
+    class MockSession(DeviceSession):
+        def _stage(self, inputs: Any) -> None:
+            order.append("stage")
+
+        def _copy_in(self) -> None:
+            order.append("in")
+
+        def _compute(self) -> None:
+            order.append("compute")
+
+        def _copy_out(self) -> None:
+            order.append("out")
+
+        def _outputs(self) -> list[Any]:
+            order.append("wait")
+            return []
+
+        def _mark(self) -> int:
+            order.append("|")
+            return len(order)
+
+        def _between(self, before: int, after: int) -> float:
+            return float(after - before)
+
+    session = MockSession()
+    assert session.device_times([], 1) == {"copy_in_ms": [2.0], "compute_ms": [2.0], "copy_out_ms": [2.0]}
+    assert " ".join(order) == "stage | in | compute | out | wait"
+    order.clear()
+    session.run([])
+    assert " ".join(order) == "stage in compute out wait"
 
 
 def test_the_result_stays_json(make_bundle: Any, tmp_path: Path, smi: MockNvidiaSmi) -> None:

@@ -20,6 +20,7 @@ from compiler.backends import aot_inductor, tensorrt, torch_tensorrt
 from compiler.errors import ConfigError, IntegrityError, MissingToolError, StepError
 from compiler.runtime import bound, gpu, packaged, torch_gpu
 from compiler.runtime.session import open_model
+from compiler.stage import CACHES
 
 
 def write_program(path: Path, *, open_batch: bool = False) -> Any:
@@ -126,8 +127,9 @@ def mock_t4(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize("recipe", ["fp16", "int8"])
 def test_the_engine_step_makes_a_model_that_is_checked_like_any_other(
-    mock_t4: Any, tmp_path: Path, recipe: str
+    mock_t4: Any, tmp_path: Path, recipe: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv(CACHES, str(tmp_path / "caches"))
     before, out, samples = tmp_path / "before", tmp_path / "out", tmp_path / "samples"
     for folder in (before, out, samples):
         folder.mkdir()
@@ -143,7 +145,7 @@ def test_the_engine_step_makes_a_model_that_is_checked_like_any_other(
     values = encode(images, {**sides, **known, "inputs": [entry]})
     session = open_model("onnxruntime", before / "model.onnx", {"batch": 6})
     np.save(before / "probe.npy", session.run([values])[0])
-    stage = tensorrt.Engine(recipe=recipe, max_batch=4, timing_cache=str(tmp_path / "caches"))
+    stage = tensorrt.Engine(recipe=recipe, max_batch=4)
     assert stage.on_gpu and stage.on_host and stage.precision() == recipe
     facts = stage.run({"model": before, "samples": samples}, out)
     assert facts["dynamic_batch"] is True and facts["fidelity"]["max_abs_error"] == 0
@@ -151,7 +153,7 @@ def test_the_engine_step_makes_a_model_that_is_checked_like_any_other(
     assert sorted(p.name for p in out.iterdir()) == [
         "model.engine", "model.engine.json", "probe.npy", "signature.json",
     ]  # fmt: skip
-    assert len(list((tmp_path / "caches").iterdir())) == 1
+    assert len(list((tmp_path / "caches/tensorrt").iterdir())) == 1
     (before / "model.onnx").unlink()
     with pytest.raises(StepError, match="wrote no model"):
         stage.convert({"model": before}, out)
@@ -180,7 +182,7 @@ def test_a_packaged_program_is_bound_and_whole_before_it_is_loaded(
             attempt(batch=batch)
     bound.write(program, bound.here(torch="2.14.1"), facts)
     smi.set(driver_version="570.1")
-    with pytest.raises(ConfigError, match=r"bound to driver 580.*here is driver 570\.1"):
+    with pytest.raises(MissingToolError, match=r"bound to driver 580.*here is driver 570\.1"):
         attempt()
     smi.set(driver_version="580.95.05")
     program.write_bytes(b"other code")

@@ -46,6 +46,7 @@ class Compile(Conversion):
         from compiler.runtime import bound, packaged, torch_gpu
 
         torch_gpu.need_gpu()
+        torch_gpu.need_precision(self.recipe)
         facts = compile_package(inputs["model"] / "program.pt2", out / "model.pt2", self.recipe, self.batch, "cuda",
                                 self.max_autotune)  # fmt: skip
         bound_to = bound.here(**packaged.versions("torch"))

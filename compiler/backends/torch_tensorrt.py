@@ -67,7 +67,11 @@ class Compile(Conversion):
         batch = self.min_batch if self.min_batch == self.max_batch else None
         lower_precision.check(self.recipe, batch)
         torch_gpu.need_gpu()
-        program, facts = lower_precision.export(inputs["model"] / "program.pt2", self.recipe, batch, "cuda")
+        torch_gpu.need_precision(self.recipe)
+        # the partitioner takes an engine's profile from the program's own range, not from `arg_inputs`
+        program, facts = lower_precision.export(
+            inputs["model"] / "program.pt2", self.recipe, batch, "cuda", (self.min_batch, self.max_batch)
+        )
         shape = facts["inputs"][0]["shape"][1:]
         least, best, most = ((n, *shape) for n in batches)
         example = torch_tensorrt.Input(min_shape=least, opt_shape=best, max_shape=most, dtype=torch.float32)
@@ -98,7 +102,12 @@ class Compile(Conversion):
                 fix="lower min_block_size, or leave this candidate out",
                 details=[f"{name}: {count}" for name, count in parts["operators_in_torch"].items()],
             )
-        torch_tensorrt.save(compiled, str(out / "model.ep"), arg_inputs=[torch.zeros(best, device="cuda")])
+        # saving traces it again: an example alone would fix the batch, and one of 1 be taken for a constant
+        example = torch.zeros((max(2, best[0]) if batch is None else batch, *shape), device="cuda")
+        dynamic = {"x": {0: torch.export.Dim("batch", min=self.min_batch, max=self.max_batch)}}
+        torch_tensorrt.save(
+            compiled, str(out / "model.ep"), arg_inputs=[example], dynamic_shapes=dynamic if batch is None else None
+        )
         bound_to = bound.here(**packaged.versions("torch", "torch_tensorrt"))
         limits = [self.min_batch, self.max_batch] if batch is None else None
         bound.write(out / "model.ep", bound_to, {**facts, **parts, "range": limits})

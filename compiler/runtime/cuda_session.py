@@ -30,6 +30,7 @@ class CudaSession(DeviceSession):
         self.buffers_in = [cuda.Buffer(entry["shape"], entry["dtype"]) for entry in entries_in]
         self.buffers_out = [cuda.Buffer(entry["shape"], entry["dtype"]) for entry in entries_out]
         self._graph: cuda.Graph | None = None
+        self.recording = False
 
     def signature(self) -> dict[str, list[dict[str, Any]]]:
         """See `compiler.runtime.session.Session`."""
@@ -40,15 +41,20 @@ class CudaSession(DeviceSession):
         for _ in range(WARM_CALLS):
             self._enqueue()
         self.stream.wait()
+        self.recording = True
         self._graph = cuda.Graph(self.stream, self._enqueue)
+        self.recording = False
 
     @abstractmethod
     def _enqueue(self) -> None: ...
 
-    def _copy_in(self, inputs: Sequence[Array]) -> None:
+    def _stage(self, inputs: Sequence[Array]) -> None:
         check_inputs(inputs, self.entries_in)
         for buffer, value in zip(self.buffers_in, inputs, strict=True):
             np.copyto(buffer.array, value, casting="no")
+
+    def _copy_in(self) -> None:
+        for buffer in self.buffers_in:
             buffer.copy_in(self.stream)
 
     def _compute(self) -> None:

@@ -10,6 +10,7 @@ import subprocess
 from importlib import metadata
 from typing import Any
 
+from compiler.errors import ConfigError
 from compiler.runtime.names import ON_GPU, STANDS_FOR, distributions_of
 
 DECISIVE = ("gpu", "driver", "gpu_compute_capability", "gpu_memory_mb")
@@ -45,6 +46,21 @@ def describe() -> dict[str, Any]:
         "gpu_compute_capability": capability,
         "gpu_memory_mb": int(float(memory)) if memory.replace(".", "", 1).isdigit() else 0,
     }
+
+
+def check_same(name: str, capability: str) -> None:
+    """Refuses to go on where a library's first GPU, of that `name` and compute `capability`, is not `describe`'s: what
+    is said of the one would be measured on the other. Where the driver tells nothing, there is nothing to compare.
+
+    Raises:
+        ConfigError: they differ.
+    """
+    found = describe()
+    if found["gpu"] not in (None, name) or found.get("gpu_compute_capability", capability) != capability:
+        raise ConfigError(
+            f"CUDA would use a {name}, while nvidia-smi lists a {found['gpu']} first",
+            fix="set CUDA_DEVICE_ORDER=PCI_BUS_ID, or CUDA_VISIBLE_DEVICES to one GPU",
+        )
 
 
 def query(*fields: str, what: str = "gpu") -> list[list[str]]:

@@ -6,13 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from compiler.errors import MissingToolError
-from compiler.runtime import cuda
+from compiler.errors import ConfigError, MissingToolError, StepError
+from compiler.runtime import cuda, gpu
 from compiler.runtime.cuda_session import WARM_CALLS, CudaSession
 from compiler.runtime.onnxruntime import DIMENSION, DTYPES
 from compiler.runtime.session import batch_of, fixed_batch, settle, tensor
 
 PROVIDER = "CUDAExecutionProvider"
+SHAPES = frozenset(
+    {"Shape", "Size", "Gather", "Concat", "Slice", "Squeeze", "Unsqueeze", "Constant", "ConstantOfShape", "Range",
+     "Cast", "Add", "Sub", "Mul", "Div", "Equal", "Where", "Reshape"}
+)  # fmt: skip
+"""What the library computes on the CPU on purpose, where it is of shapes."""
 
 
 class OnnxruntimeCudaSession(CudaSession):
@@ -28,6 +33,8 @@ class OnnxruntimeCudaSession(CudaSession):
             )
         onnxruntime.preload_dlls()  # CUDA and cuDNN from their own packages, where the system has none
         stream = cuda.Stream()
+        used = cuda.device()
+        gpu.check_same(used["gpu"], used["compute_capability"])
         self._session = _session(onnxruntime, path, threads, DIMENSION, batch or 1, graph, stream)
         first = self._session.get_inputs()[0].shape[0]
         size = settle(path, first, batch)
@@ -67,6 +74,8 @@ def _session(
 
     Raises:
         MissingToolError: the provider does not load.
+        StepError: it leaves an operator to the CPU.
+        ConfigError: the model cannot be recorded as a CUDA graph.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -75,6 +84,7 @@ def _session(
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.add_free_dimension_override_by_name(dimension, batch)
     options.add_session_config_entry("session.load_model_format", "ONNX")
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     how = {
         "device_id": "0",
         "user_compute_stream": str(int(stream)),
@@ -82,14 +92,42 @@ def _session(
         "enable_cuda_graph": "1" if graph else "0",
         "cudnn_conv_algo_search": "EXHAUSTIVE",
     }
-    session = onnxruntime.InferenceSession(str(path), options, providers=[(PROVIDER, how)])
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=[(PROVIDER, how)])
+    except Exception as error:  # the library's own classes have no other base
+        if not graph or "raph" not in str(error) or "memory" in str(error).lower():
+            raise
+        raise ConfigError(
+            f"ONNX Runtime cannot record {path.name} as a CUDA graph: {str(error).splitlines()[0]}",
+            fix="set cuda_graph to false in the candidate's options",
+        ) from error
     if PROVIDER not in session.get_providers():
         raise MissingToolError(
             "ONNX Runtime's CUDA provider does not load here, and its CPU provider is no substitute",
             fix="install the CUDA and cuDNN that this onnxruntime-gpu was built for: "
             "pip install 'target-model-compiler[onnxruntime-gpu]'",
         )
+    apart = _on_the_cpu(session)
+    if apart:
+        raise StepError(
+            f"the CUDA provider does not take every operator of {path.name}: {', '.join(apart)} would run on the CPU",
+            fix="leave this candidate out, or replace the operators",
+        )
     return session
+
+
+def _on_the_cpu(session: Any) -> list[str]:
+    """The operators that the library left to its CPU provider, but for those that only work out shapes.
+
+    `get_providers` does not tell: it lists the CPU's provider always, and the library says nothing of single nodes.
+    """
+    found = {
+        node.op_type
+        for part in session.get_provider_graph_assignment_info()
+        if part.ep_name != PROVIDER
+        for node in part.get_nodes()
+    }
+    return sorted(found - SHAPES)
 
 
 def open(path: Path, options: Mapping[str, Any]) -> OnnxruntimeCudaSession:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ from compiler.runtime import bound
 from compiler.runtime.cuda_session import CudaSession
 from compiler.runtime.session import batch_of, check_range, settle, tensor
 from compiler.runtime.tensorrt_engine import binding
-from compiler.runtime.tensorrt_versions import Versions, installed
+from compiler.runtime.tensorrt_versions import Versions, installed, is_full
+from compiler.runtime.visitor import OutOfMemory
 
 
 class TensorrtSession(CudaSession):
@@ -24,10 +25,7 @@ class TensorrtSession(CudaSession):
         self._tensor_cores = facts.get("tensor_cores")
         self._engine = self._trt.load(path.read_bytes())
         if self._engine is None:
-            raise StepError(
-                f"TensorRT {self._trt.version} refuses {path.name}", fix="build it again here",
-                details=self._trt.log.worst(),
-            )  # fmt: skip
+            raise _refused(self._trt, f"TensorRT {self._trt.version} refuses {path.name}", "build it again here")
         inputs, outputs = self._trt.tensors(self._engine)
         size = _batch(path, inputs[0], batch)
         shapes = {entry["name"]: [size, *entry["shape"][1:]] for entry in inputs}
@@ -52,7 +50,8 @@ class TensorrtSession(CudaSession):
 
     def _enqueue(self) -> None:
         if not self._trt.enqueue(self._context, int(self.stream)):
-            raise StepError("TensorRT could not run the engine", fix="", details=self._trt.log.worst())
+            fix = "set cuda_graph to false in the candidate's options" if self.recording else ""
+            raise _refused(self._trt, "TensorRT could not run the engine", fix)
 
 
 def _batch(path: Path, entry: Mapping[str, Any], wanted: int | None) -> int:
@@ -71,8 +70,15 @@ def _batch(path: Path, entry: Mapping[str, Any], wanted: int | None) -> int:
 def _context(trt: Versions, engine: Any, shapes: Mapping[str, list[int]], addresses: dict[str, int]) -> Any:
     found = trt.context(engine, dict(shapes), addresses)
     if isinstance(found, list):
-        raise StepError(f"TensorRT refuses {found[0]}", fix="a smaller batch", details=[*found, *trt.log.worst()])
+        raise _refused(trt, f"TensorRT refuses {found[0]}", "a smaller batch", found)
     return found
+
+
+def _refused(trt: Versions, what: str, fix: str, more: Sequence[str] = ()) -> StepError:
+    """The error for a call that TensorRT answers with nothing; a full GPU is told apart by the log."""
+    said = trt.log.worst()
+    kind = OutOfMemory if is_full(said) else StepError
+    return kind(what, fix=fix, details=[*more, *said])
 
 
 def open(path: Path, options: Mapping[str, Any]) -> TensorrtSession:

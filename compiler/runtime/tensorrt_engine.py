@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from compiler.errors import ConfigError, IntegrityError, MissingToolError, StepError
-from compiler.runtime import bound, cuda
+from compiler.runtime import bound, cuda, gpu
 from compiler.runtime.device import on_tensor_cores
-from compiler.runtime.tensorrt_versions import Versions, installed
+from compiler.runtime.tensorrt_versions import Versions, installed, is_full
 
 PRECISIONS = ("fp32", "fp16", "int8")
 LEVELS = range(6)
@@ -109,11 +109,7 @@ def binding(trt: Versions) -> bound.Binding:
     """
     found = bound.here(tensorrt=trt.version)
     used = cuda.device()
-    if used["gpu"] != found["gpu"] or used["compute_capability"] != found["compute_capability"]:
-        raise ConfigError(
-            f"CUDA would use a {used['gpu']}, while nvidia-smi lists a {found['gpu']} first",
-            fix="set CUDA_DEVICE_ORDER=PCI_BUS_ID, or CUDA_VISIBLE_DEVICES to one GPU",
-        )
+    gpu.check_same(used["gpu"], used["compute_capability"])
     return found
 
 
@@ -223,7 +219,7 @@ def _check(precision: str, profile: tuple[int, int, int], level: int, workspace_
 
 def _failure(version: str, onnx: Path, reasons: list[str]) -> StepError | MissingToolError:
     first = reasons[0] if reasons else "it gave no reason"
-    if any("OutOfMemory" in line or "out of memory" in line.lower() for line in reasons):
+    if is_full(reasons):
         fix = "a smaller max_batch or workspace_mb, or end what else uses the GPU"
     else:
         fix = "replace the layer, or take a candidate that runs without TensorRT"

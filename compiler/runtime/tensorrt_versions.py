@@ -183,6 +183,12 @@ def installed() -> Versions:
     return Versions(tensorrt)
 
 
+def is_full(lines: Sequence[str]) -> bool:
+    """Whether the log says that the GPU's memory did not suffice: TensorRT returns nothing, and no status either."""
+    said = " ".join(lines).lower()
+    return any(word in said for word in ("outofmemory", "out of memory", "cuda failure: 2", "memory allocation failed"))
+
+
 def _log(trt: Any) -> Any:
     """A logger that keeps warnings and errors: where TensorRT refuses something, only its log says why."""
 

@@ -9,11 +9,12 @@ import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from compiler.errors import ConfigError, MissingToolError
+from compiler.errors import ConfigError, MissingToolError, StepError
 from compiler.runtime import gpu
 from compiler.runtime.device import DeviceSession, check_inputs, on_tensor_cores
 from compiler.runtime.session import Array, tensor
 
+BF16_CAPABILITY = (8, 0)
 WARM_CALLS = 3
 """Before a call is recorded: libraries choose kernels and allocate in their first ones."""
 
@@ -72,17 +73,22 @@ class TorchGpuSession(DeviceSession):
         try:
             with self._torch.inference_mode(), self._torch.cuda.graph(self._graph, stream=self._stream):
                 self._results = _listed(self._call(*self._device))
+        except self._torch.OutOfMemoryError:
+            raise  # a RuntimeError too, and no fault of the graph
         except RuntimeError as error:
             raise ConfigError(
                 f"the call cannot be recorded as a CUDA graph: {str(error).splitlines()[0]}",
                 fix="set cuda_graph to false in the candidate's options",
             ) from error
 
-    def _copy_in(self, inputs: Sequence[Array]) -> None:
+    def _stage(self, inputs: Sequence[Array]) -> None:
         check_inputs(inputs, self._entries_in)
+        for host, value in zip(self._host, inputs, strict=True):
+            host.copy_(self._torch.from_numpy(value))
+
+    def _copy_in(self) -> None:
         with self._on_stream():
-            for host, device, value in zip(self._host, self._device, inputs, strict=True):
-                host.copy_(self._torch.from_numpy(value))
+            for host, device in zip(self._host, self._device, strict=True):
                 device.copy_(host, non_blocking=True)
 
     def _compute(self) -> None:
@@ -125,15 +131,36 @@ def need_gpu() -> None:
 
     Raises:
         MissingToolError: PyTorch has none.
+        ConfigError: PyTorch's first GPU is not nvidia-smi's.
     """
     import torch
 
     if not torch.cuda.is_available():
         why = "" if gpu.describe()["gpu"] is None else f": this PyTorch is built for CUDA {torch.version.cuda}"
         raise MissingToolError(f"PyTorch finds no NVIDIA GPU here{why}", fix=gpu.DRIVER)
+    major, minor = torch.cuda.get_device_capability(0)
+    gpu.check_same(torch.cuda.get_device_name(0), f"{major}.{minor}")
     # the older of two ways to say it: set by the newer one, PyTorch 2.14 fails whoever reads the older
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
+
+
+def need_precision(precision: str) -> None:
+    """Refuses bf16 before anything is compiled where the GPU only imitates it.
+
+    PyTorch itself would say that it supports it (`torch.cuda.is_bf16_supported`), and run it slower than fp32.
+
+    Raises:
+        StepError: the GPU's compute capability is below 8.0, as a T4's is.
+    """
+    import torch
+
+    capability = torch.cuda.get_device_capability(0)
+    if precision == "bf16" and capability < BF16_CAPABILITY:
+        found = f"{torch.cuda.get_device_name(0)} has {capability[0]}.{capability[1]}"
+        raise StepError(
+            f"bf16 needs compute capability 8.0, and the {found}", fix="take the fp16 candidate, or leave this one out"
+        )
 
 
 def _listed(result: Any) -> list[Any]:

@@ -25,10 +25,11 @@ SHOWN_LINES = 12
 LARGEST_ANSWER = 64 << 20
 NO_MEMORY = (
     "MemoryError", "bad_alloc", "can't allocate memory",
-    "OutOfMemory", "cudaErrorMemoryAllocation", "CUDA out of memory", "CUDA failure 2", "Failed to allocate memory",
+    "OutOfMemory", "cudaErrorMemoryAllocation", "CUDA out of memory", "CUDA error: out of memory", "CUDA failure 2:",
+    "Failed to allocate memory", "STATUS_ALLOC_FAILED",
 )  # fmt: skip
-"""In the last line of a process that ran out of memory: the host's, or the GPU's in the words of CUDA, of PyTorch and
-of ONNX Runtime."""
+"""In the last words of a process that ran out of memory: the host's, or the GPU's in the words of CUDA, cuDNN, cuBLAS,
+of PyTorch and of ONNX Runtime."""
 
 
 class OutOfMemory(StepError):
@@ -134,7 +135,9 @@ class Visitor:
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").splitlines()
         last = lines[-1] if lines else ""
-        if code == -signal.SIGKILL or any(word in last for word in NO_MEMORY):
+        # PyTorch says more after what happened, and its compiled packages say it before an error that tells nothing
+        said = [line for line in lines[-SHOWN_LINES:] if not line.startswith(" ")]
+        if code == -signal.SIGKILL or any(word in line for line in said for word in NO_MEMORY):
             return OutOfMemory(f"{self.candidate} ran out of memory", fix="a smaller batch, or more memory")
         if "MissingToolError" in last or "ModuleNotFoundError" in last:
             return MissingToolError(f"{self.candidate} cannot run here: {last.partition(': ')[2]}", fix="install it")
