@@ -28,7 +28,7 @@ RULES = {
     "pair": "a QuantizeLinear feeds nothing but DequantizeLinear of the same scale and zero point",
     "direct": "a DequantizeLinear feeds a quantized operator or a residual Add, with nothing between",
     "activation": "activations are symmetric int8 of one finite scale above 0",
-    "weight": "weights are symmetric int8 with a scale for each output channel",
+    "weight": "weights are symmetric int8 with a scale for each channel, where TensorRT takes such scales",
     "bias": "biases stay float",
     "residual": "of a residual Add's branches, one comes straight from its convolution, the other through Q/DQ",
     "left_float": "no operator is left float without a reason",
@@ -99,17 +99,29 @@ class View:
 
 
 def weight_axis(node: Any, index: int, rank: int) -> int:
-    """The axis of a constant's output channels, where it is input `index` of `node` and has `rank` dimensions.
+    """The axis of a constant's scales, where it is input `index` of `node` and has `rank` dimensions.
 
-    Conv: (out, in / groups, ...). ConvTranspose: (in, out / groups, ...). Gemm and MatMul: what is not summed over.
+    Conv: (out, in / groups, ...), by output channel. ConvTranspose: (in, out / groups, ...), by input channel:
+    TensorRT's kernels are those of a convolution's gradient, take scales along the first axis only, and compute wrong
+    numbers of others (NVIDIA/TensorRT issues 1694 and 2380). Gemm and MatMul: what is not summed over.
     """
-    if node.op_type == "Conv":
+    if node.op_type in CONVOLUTIONS:
         return 0
-    if node.op_type == "ConvTranspose":
-        return 1
     axis = rank - 2 if index == 0 else rank - 1
     transposed = node.op_type == "Gemm" and _attribute(node, ("transA", "transB")[index], 0)
     return 1 - axis if transposed else axis
+
+
+def not_per_channel(node: Any, left: bool) -> str:
+    """Why TensorRT takes no scale a channel for the weights of `node`, or ''; `left`: they are its first input.
+
+    Source: NVIDIA/TensorRT issue 1934; "Quantization Schemes": of a MatMul, the second input's weights alone.
+    """
+    if node.op_type == "ConvTranspose" and _attribute(node, "group", 1) != 1:
+        return "TensorRT before 10.9 takes no grouped ConvTranspose in int8"
+    if node.op_type not in CONVOLUTIONS and left:
+        return "its weights are its first input, where TensorRT takes no scale a channel"
+    return ""
 
 
 def violations(model: Any, left_float: Collection[str] = ()) -> list[Violation]:
@@ -222,6 +234,10 @@ def _activation(view: View, node: Any, quantize: Any) -> Iterator[Violation]:
 
 
 def _weight(view: View, node: Any, index: int, quantize: Any, dims: list[int]) -> Iterator[Violation]:
+    refused = not_per_channel(node, index == 0)
+    if refused:
+        yield Violation("weight", label(node), refused)
+        return
     wrong = _grid(view, quantize)
     if not wrong:
         scale, axis = view.value(quantize.input[1]), _attribute(quantize, "axis", 1)

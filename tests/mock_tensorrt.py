@@ -338,12 +338,21 @@ class MockEngineInspector(Strict):
         quantized = any(op == "QuantizeLinear" for _, op, _ in self._plan["layers"])
         layers = [
             {"Name": name, "LayerType": "CaskConvolution" if op == "Conv" else op, "TacticName": tactic,
-             "Outputs": [{"Name": name, "Format/Datatype": FORMATS.get(kind, kind)}]}
+             "Outputs": [{"Name": name, **self._kind(kind)}]}
             if self._plan["detailed"] else name
             for name, op, kind in self._plan["layers"]
             for tactic in [TACTICS.get("INT8" if quantized else kind, "") if op in ("Conv", "Gemm", "MatMul") else ""]
         ]  # fmt: skip
-        return json.dumps({"Layers": layers, "Bindings": []})
+        return json.dumps({"Layers": layers, "I/O Tensors" if self._is_11() else "Bindings": []})
+
+    def _is_11(self) -> bool:
+        return str(self._trt.__version__).startswith("11")
+
+    def _kind(self, kind: str) -> dict[str, str]:
+        """One text in 10, two in 11, by NVIDIA's migration guide."""
+        if self._is_11():
+            return {"DataType": kind.capitalize(), "Format": FORMATS.get(kind, kind)}
+        return {"Format/Datatype": FORMATS.get(kind, kind)}
 
 
 class MockIExecutionContext(Strict):

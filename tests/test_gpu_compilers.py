@@ -60,6 +60,63 @@ def test_a_program_is_exported_again_in_lower_precision_behind_float32(
     assert precision == "fp32" or not torch.equal(found, wanted)
 
 
+@pytest.mark.real
+def test_an_open_batch_is_open_within_its_range_only(tmp_path: Path) -> None:
+    """torch-tensorrt takes an engine's profile from it: 4096 images at once would be built for, and not fit."""
+    write_program(tmp_path / "program.pt2", open_batch=True)
+    program, facts = lower_precision.export(tmp_path / "program.pt2", "fp32", None, "cpu", (2, 8))
+    (limits,) = program.range_constraints.values()
+    assert (int(limits.lower), int(limits.upper)) == (2, 8)
+    assert facts["batch"] is None and facts["inputs"][0]["shape"] == [2, 3, 8, 8]
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(("capability", "refused"), [((7, 5), True), ((8, 0), False), ((9, 0), False)])
+def test_bf16_is_refused_before_it_is_compiled_where_the_gpu_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], refused: bool
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch_gpu, "need_gpu", lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Tesla T4")
+    torch_gpu.need_precision("fp16")
+    if not refused:
+        torch_gpu.need_precision("bf16")
+        return
+    with pytest.raises(StepError, match=r"bf16 needs compute capability 8\.0, and the Tesla T4 has 7\.5"):
+        aot_inductor.Compile(recipe="bf16").convert({"model": tmp_path}, tmp_path)
+    assert not list(tmp_path.iterdir()), "nothing was read or written"
+
+
+@pytest.mark.real
+def test_pytorchs_first_gpu_must_be_the_one_that_is_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    MockNvidiaSmi(tmp_path / "bin", monkeypatch, [T4])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Tesla T4")
+    torch_gpu.need_gpu()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "NVIDIA H200")
+    with pytest.raises(ConfigError, match="CUDA would use a NVIDIA H200, while nvidia-smi lists a Tesla T4 first"):
+        torch_gpu.need_gpu()
+    gpu.describe.cache_clear()
+
+
+def test_the_candidates_ask_for_cuda_graphs_where_the_runtime_records_them() -> None:
+    import yaml
+
+    folder = Path(__file__).parents[1] / "conf/candidate"
+    asked = {file.stem for file in folder.glob("*.yaml")
+             if (yaml.safe_load(file.read_text()).get("options") or {}).get("cuda_graph") is True}  # fmt: skip
+    assert asked == {
+        "tensorrt_fp16", "tensorrt_int8", "tensorrt_int8_fp16", "cuda_fp16", "cuda_bf16", "onnxruntime_cuda_fp16",
+        "onnxruntime_cuda_fp32",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(("precision", "batch"), [("int4", 1), ("fp16", 0), ("fp16", 5000)])
 def test_settings_that_mean_nothing_are_refused(precision: str, batch: int) -> None:
     with pytest.raises(ConfigError):

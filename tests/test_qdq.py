@@ -447,15 +447,12 @@ def normal(*shape: int) -> np.ndarray:
 HAND_MADE = {
     "gemm": ([helper.make_node("Gemm", ["x", "w", "b"], ["y"], name="n")], {"w": normal(4, 6), "b": normal(6)}, 1),
     "gemm_rows": ([helper.make_node("Gemm", ["x", "w"], ["y"], name="n", transB=1)], {"w": normal(6, 4)}, 0),
-    "gemm_left": ([helper.make_node("Gemm", ["w", "x"], ["y"], name="n")], {"w": normal(5, 3)}, 0),
-    "gemm_left_columns": ([helper.make_node("Gemm", ["w", "x"], ["y"], name="n", transA=1)], {"w": normal(3, 5)}, 1),
     "matmul": ([helper.make_node("MatMul", ["x", "w"], ["y"], name="n")], {"w": normal(4, 6)}, 1),
-    "matmul_left": ([helper.make_node("MatMul", ["w", "x"], ["y"], name="n")], {"w": normal(5, 3)}, 0),
 }
 
 
 @pytest.mark.parametrize("case", HAND_MADE)
-def test_constants_on_either_side_are_quantized_along_their_outputs(case: str) -> None:
+def test_weights_are_quantized_along_their_outputs(case: str) -> None:
     nodes, constants, axis = HAND_MADE[case]
     model = network(nodes, constants, [3, 4])
     x = normal(3, 4)
@@ -470,14 +467,30 @@ def test_constants_on_either_side_are_quantized_along_their_outputs(case: str) -
     assert np.abs(run(model, x) - before).max() < 0.05 * np.abs(before).max()
 
 
-def test_transposed_convolutions_have_their_outputs_along_the_second_axis() -> None:
+@pytest.mark.parametrize("kind", ["Gemm", "MatMul"])
+def test_weights_on_the_left_stay_float_where_tensorrt_takes_no_scale_a_channel(kind: str) -> None:
+    model = network([helper.make_node(kind, ["w", "x"], ["y"], name="n")], {"w": normal(5, 3)}, [3, 4])
+    placed = place(model, {"x": 3.0}, ())
+    assert placed.quantized == {} and "are its first input" in placed.left_float[0]["why"]
+    assert violations(model, {"n"}) == []
+
+
+def test_a_grouped_transposed_convolution_stays_float() -> None:
     nodes = [helper.make_node("ConvTranspose", ["x", "w"], ["y"], name="n", group=2)]
+    model = network(nodes, {"w": normal(4, 3, 2, 2)}, [1, 4, 5, 5])
+    placed = place(model, {"x": 3.0}, ())
+    assert placed.left_float[0]["why"] == "TensorRT before 10.9 takes no grouped ConvTranspose in int8"
+    assert violations(model, {"n"}) == []
+
+
+def test_transposed_convolutions_have_their_scales_along_the_first_axis() -> None:
+    nodes = [helper.make_node("ConvTranspose", ["x", "w"], ["y"], name="n")]
     model = network(nodes, {"w": normal(4, 3, 2, 2)}, [1, 4, 5, 5])
     x = normal(1, 4, 5, 5)
     before = run(model, x)
     place(model, {"x": float(np.abs(x).max())}, ())
     assert violations(model) == []
-    assert of_type(model, "QuantizeLinear")[1].attribute[0].i == 1
+    assert of_type(model, "QuantizeLinear")[1].attribute[0].i == 0
     assert np.abs(run(model, x) - before).max() < 0.05 * np.abs(before).max()
 
 

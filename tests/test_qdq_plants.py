@@ -29,7 +29,7 @@ def network(residual: str = "Add") -> onnx.ModelProto:
         make("Relu", ["a"], ["r"], name="relu"),
         make("Conv", ["r", "point_w", "point_b"], ["p"], name="point"),
         make(residual, ["p", "r"], ["s"], name="sum"),
-        make("ConvTranspose", ["s", "up_w"], ["u"], name="up", group=2),
+        make("ConvTranspose", ["s", "up_w"], ["u"], name="up"),
         make("GlobalAveragePool", ["u"], ["g"], name="pool"),
         make("Flatten", ["g"], ["f"], name="flat"),
         make("Gemm", ["f", "rows_w", "rows_b"], ["h"], name="rows", transB=1),
@@ -38,7 +38,7 @@ def network(residual: str = "Add") -> onnx.ModelProto:
     ]
     constants = {
         "depthwise_w": normal(4, 1, 3, 3), "depthwise_b": normal(4), "point_w": normal(4, 4, 1, 1),
-        "point_b": normal(4), "up_w": normal(4, 3, 2, 2), "rows_w": normal(5, 6), "rows_b": normal(5),
+        "point_b": normal(4), "up_w": normal(4, 6, 2, 2), "rows_w": normal(5, 6), "rows_b": normal(5),
         "columns_w": normal(5, 1),
     }  # fmt: skip
     graph = helper.make_graph(
@@ -317,8 +317,33 @@ def per_block(model: onnx.ModelProto) -> str:
     return "columns"
 
 
+def grouped(model: onnx.ModelProto) -> str:
+    model.graph.node.append(onnx.NodeProto.FromString(node(model, "up").SerializeToString()))
+    added = model.graph.node[-1]
+    added.name, added.output[0] = "grouped", "unused"
+    added.attribute.append(helper.make_attribute("group", 2))
+    return "grouped"
+
+
+def weights_on_the_left(model: onnx.ModelProto) -> str:
+    """The scales lie along what is not summed over, and TensorRT takes none there."""
+    quantize = pair(model, "both", 0)[0]
+    given = [constant(model, normal(3, 1)), constant(model, np.full(3, 0.1, np.float32))]
+    given.append(constant(model, np.zeros(3, np.int8)))
+    model.graph.node.extend(
+        [helper.make_node("QuantizeLinear", given, ["lq"], name="left_q", axis=0),
+         helper.make_node("DequantizeLinear", ["lq", *given[1:]], ["ld"], name="left_dq", axis=0),
+         helper.make_node("QuantizeLinear", ["m", *quantize.input[1:]], ["mq"], name="m_q"),
+         helper.make_node("DequantizeLinear", ["mq", *quantize.input[1:]], ["md"], name="m_dq"),
+         helper.make_node("MatMul", ["ld", "md"], ["unused"], name="left")]
+    )  # fmt: skip
+    return "left"
+
+
 PLANTS: list[tuple[str, Plant]] = [
-    ("weight", axis("up", 0, 4)),
+    ("weight", axis("up", 1, 6)),
+    ("weight", grouped),
+    ("weight", weights_on_the_left),
     ("weight", axis("rows", 1, 6)),
     ("weight", axis("columns", 0, 5)),
     ("weight", default_axis),

@@ -288,6 +288,47 @@ def test_a_full_gpu_is_recognised(machine: Machine) -> None:
         cuda.call("cudaMemcpyAsync", 1, 2, 3, machine.cuda.cudaMemcpyKind.cudaMemcpyHostToDevice, 0)
 
 
+@pytest.mark.parametrize(
+    ("said", "full"),
+    [
+        ("[defaultAllocator.cpp::allocate::31] Error Code 1: Cuda Runtime (out of memory)", True),
+        ("Error Code 2: OutOfMemory (Requested size was 4294967296 bytes.)", True),
+        ("Error Code 3: API Usage Error", False),
+    ],
+)
+def test_a_context_that_does_not_fit_is_out_of_memory_to_a_sweep(
+    machine: Machine, onnx_file: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, full: bool
+) -> None:
+    """TensorRT returns no context, and only its log says why."""
+    made(onnx_file(), tmp_path / "out")
+
+    def none(trt: Any, *_: Any) -> list[str]:
+        trt.log.lines.append((1, said))
+        return ["no execution context"]
+
+    monkeypatch.setattr(Versions, "context", none)
+    with pytest.raises(StepError, match="TensorRT refuses no execution context") as caught:
+        open_model("tensorrt", tmp_path / "out/model.engine", {"batch": 4})
+    assert isinstance(caught.value, OutOfMemory) is full
+
+
+@pytest.mark.parametrize(
+    ("output", "precision"),
+    [
+        ({"Format/Datatype": "Thirty-two wide channel vectorized row major Int8 format"}, "int8"),
+        ({"Format/Datatype": "Channel major FP16 format where channel % 8 == 0"}, "fp16"),
+        ({"Format": "Row major linear FP32 format (kLINEAR)", "DataType": "Half"}, "fp16"),
+        ({"Format": "Channel major INT8 format", "DataType": "Int8"}, "int8"),
+        ({"Format": "Row major linear", "DataType": "BFloat16"}, "bf16"),
+        ({"Format": "Row major linear FP32 format (kLINEAR)"}, "fp32"),
+        ({}, "other"),
+    ],
+)
+def test_a_layers_type_is_read_as_10_and_as_11_write_it(output: dict[str, str], precision: str) -> None:
+    text = json.dumps({"Layers": [{"Name": "conv", "Outputs": [{"Name": "y", **output}]}]})
+    assert read_layers(text)[0]["precision"] == precision
+
+
 def test_the_inspectors_answer_without_detail_is_names_alone() -> None:
     assert read_layers('{"Layers": ["conv + relu"]}') == [
         {"name": "conv + relu", "type": "", "precision": "unknown", "tactic": ""}

@@ -25,6 +25,8 @@ TYPES = (
     ("int8", r"int8"), ("bf16", r"bf(loat)?16"), ("fp16", r"half|fp16|float16"), ("fp32", r"float|fp32"),
 )  # fmt: skip
 """How the inspector writes a tensor's type, first match first."""
+KINDS = ("DataType", "Datatype", "Format/Datatype", "Format/DataType", "Format")
+"""Under which name: TensorRT 10 has format and type in one text, 11 apart."""
 
 
 def build(
@@ -131,7 +133,7 @@ def _layer(entry: Any) -> dict[str, str]:
         return {"name": str(entry), "type": "", "precision": "unknown", "tactic": ""}
     outputs = entry.get("Outputs") or [{}]
     first = outputs[0] if isinstance(outputs[0], Mapping) else {}
-    kind = str(first.get("Format/Datatype") or first.get("Datatype") or "")
+    kind = str(next((first[key] for key in KINDS if first.get(key)), ""))
     return {
         "name": str(entry.get("Name", "")),
         "type": str(entry.get("LayerType", "")),

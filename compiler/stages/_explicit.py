@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
-from compiler.qdq import CONVOLUTIONS, RESIDUAL, WEIGHTED, View, inner_nodes, label, weight_axis
+from compiler.qdq import CONVOLUTIONS, RESIDUAL, WEIGHTED, View, inner_nodes, label, not_per_channel, weight_axis
 
 if TYPE_CHECKING:
     import numpy as np
@@ -83,6 +83,9 @@ def _obstacle(view: View, node: Any, limits: Mapping[str, float]) -> str:
         return "its weights are computed while the network runs"
     if all(constant):
         return "both inputs are constants"
+    refused = not_per_channel(node, constant[0])
+    if refused:
+        return refused
     for name, is_constant in zip(node.input[:2], constant, strict=True):
         if not is_constant and name not in limits:
             return _unseen(name)

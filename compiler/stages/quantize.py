@@ -28,7 +28,7 @@ class Quantize(Conversion):
 
     `onnxruntime`: around every operator that has an int8 kernel. Weights: int8, symmetric, per output channel.
     Activations: uint8 asymmetric (x86), or int8 symmetric. `tensorrt`: before Conv, ConvTranspose, Gemm, MatMul and on
-    residual branches; int8 and symmetric throughout, weights per output channel, biases float. The result is checked
+    residual branches; int8 and symmetric throughout, weights per channel, biases float. The result is checked
     against the rules in `compiler/qdq.py`.
 
     Ranges come from the histograms of `calibrate`. `keep` names nodes, or operator types, that stay float.
