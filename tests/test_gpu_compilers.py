@@ -20,6 +20,7 @@ from compiler.backends import aot_inductor, tensorrt, torch_tensorrt
 from compiler.errors import ConfigError, IntegrityError, MissingToolError, StepError
 from compiler.runtime import bound, gpu, packaged, torch_gpu
 from compiler.runtime.session import open_model
+from compiler.stage import CACHES
 
 
 def write_program(path: Path, *, open_batch: bool = False) -> Any:
@@ -126,7 +127,7 @@ def mock_t4(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize("recipe", ["fp16", "int8"])
 def test_the_engine_step_makes_a_model_that_is_checked_like_any_other(
-    mock_t4: Any, tmp_path: Path, recipe: str
+    mock_t4: Any, tmp_path: Path, recipe: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before, out, samples = tmp_path / "before", tmp_path / "out", tmp_path / "samples"
     for folder in (before, out, samples):
@@ -143,9 +144,11 @@ def test_the_engine_step_makes_a_model_that_is_checked_like_any_other(
     values = encode(images, {**sides, **known, "inputs": [entry]})
     session = open_model("onnxruntime", before / "model.onnx", {"batch": 6})
     np.save(before / "probe.npy", session.run([values])[0])
-    stage = tensorrt.Engine(recipe=recipe, max_batch=4, timing_cache=str(tmp_path / "caches"))
+    monkeypatch.setenv(CACHES, str(tmp_path / "caches"))
+    stage = tensorrt.Engine(recipe=recipe, max_batch=4)
     assert stage.on_gpu and stage.on_host and stage.precision() == recipe
     facts = stage.run({"model": before, "samples": samples}, out)
+    assert [f.parent.name for f in (tmp_path / "caches").rglob("*") if f.is_file()] == ["tensorrt"]
     assert facts["dynamic_batch"] is True and facts["fidelity"]["max_abs_error"] == 0
     assert facts["bound_to"]["gpu"] == "Tesla T4" and facts["timing_cache"] == "new"
     assert sorted(p.name for p in out.iterdir()) == [
@@ -180,7 +183,7 @@ def test_a_packaged_program_is_bound_and_whole_before_it_is_loaded(
             attempt(batch=batch)
     bound.write(program, bound.here(torch="2.14.1"), facts)
     smi.set(driver_version="570.1")
-    with pytest.raises(ConfigError, match=r"bound to driver 580.*here is driver 570\.1"):
+    with pytest.raises(MissingToolError, match=r"bound to driver 580.*here is driver 570\.1"):
         attempt()
     smi.set(driver_version="580.95.05")
     program.write_bytes(b"other code")
