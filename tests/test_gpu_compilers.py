@@ -205,6 +205,7 @@ def test_the_engine_step_makes_a_model_that_is_checked_like_any_other(
     stage = tensorrt.Engine(recipe=recipe, max_batch=4)
     assert stage.on_gpu and stage.on_host and stage.precision() == recipe
     facts = stage.run({"model": before, "samples": samples}, out)
+    assert [f.parent.name for f in (tmp_path / "caches").rglob("*") if f.is_file()] == ["tensorrt"]
     assert facts["dynamic_batch"] is True and facts["fidelity"]["max_abs_error"] == 0
     assert facts["bound_to"]["gpu"] == "Tesla T4" and facts["timing_cache"] == "new"
     assert sorted(p.name for p in out.iterdir()) == [

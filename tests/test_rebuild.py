@@ -14,6 +14,9 @@ import pytest
 from conftest import CONF, QUICK, ROOT, First, Project, command, environment
 
 from compiler.canonical import file_digest
+from compiler.config import revive
+from compiler.errors import ConfigError
+from compiler.plan import make_plan
 from compiler.runtime.verify import files_digest
 
 
@@ -141,10 +144,13 @@ def test_manifest_that_keeps_an_input_to_itself_is_refused(project: Project, tmp
 
 
 def test_recorded_configuration_is_inert(built: Project) -> None:
-    version = built.latest
-    _altered(version, lambda _, m: m["config"]["data"].update(root="${oc.env:HOME}"))
-    done = command("rebuild", version)
-    assert done.code == 2 and "is none of this version" in done.last_lines()[1]
+    config = json.loads((built.latest / "manifest.json").read_text())["config"]
+    config["data"]["root"] = config["candidate"]["null_int8"]["options"]["x"] = "${oc.env:HOME}"
+    config["steps"]["export"]["scale"] = "${seed}"
+    revived = revive(config)
+    assert revived.data.root == revived.candidate["null_int8"].options["x"] == "${oc.env:HOME}"
+    with pytest.raises(ConfigError, match=r"scale is '\$\{seed\}', and must be a number"):
+        make_plan(revived)
 
 
 def _surroundings(tmp_path: Path) -> dict[str, dict[str, Any]]:
