@@ -90,6 +90,21 @@ def test_bf16_is_refused_before_it_is_compiled_where_the_gpu_has_none(
 
 
 @pytest.mark.real
+@pytest.mark.parametrize(("device", "capability", "plain"), [("cuda", (7, 5), True), ("cuda", (8, 0), False),
+                                                             ("cpu", (7, 5), False)])  # fmt: skip
+def test_triton_makes_no_products_where_its_compiler_would_end_the_process(
+    monkeypatch: pytest.MonkeyPatch, device: str, capability: tuple[int, int], plain: bool
+) -> None:
+    import torch._inductor.config as known
+
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda *_: capability)
+    found = aot_inductor._how(device, max_autotune=True)
+    assert found.pop("max_autotune") is True
+    assert set(found) == ({"max_autotune_gemm_backends", "max_autotune_conv_backends"} if plain else set())
+    assert all(hasattr(known, name) and value == "ATEN" for name, value in found.items())
+
+
+@pytest.mark.real
 def test_pytorchs_first_gpu_must_be_the_one_that_is_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 

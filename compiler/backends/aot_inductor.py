@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 
 from compiler.conversion import Conversion
 
+TRITON_CAPABILITY = (8, 0)
+
 
 @dataclasses.dataclass(kw_only=True)
 class Compile(Conversion):
@@ -72,7 +74,7 @@ def compile_package(
     exported, facts = lower_precision.export(program, precision, batch, device)
     try:
         torch._inductor.aoti_compile_and_package(
-            exported, package_path=str(package), inductor_configs={"max_autotune": max_autotune}
+            exported, package_path=str(package), inductor_configs=_how(device, max_autotune)
         )
     except Exception as error:  # the library's own classes have no other base
         lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -82,3 +84,16 @@ def compile_package(
             details=lines[:8],
         ) from error
     return facts
+
+
+def _how(device: str, max_autotune: bool) -> dict[str, Any]:
+    """Settings of torch._inductor. Below compute capability 8.0 convolutions and products are cuDNN's and cuBLAS':
+    Triton from 3.3 on has no Tensor Cores there, and its compiler ends the process on a float16 product
+    (triton-lang/triton pull request 5066 and issue 6698).
+    """
+    import torch
+
+    how: dict[str, Any] = {"max_autotune": max_autotune}
+    if device == "cuda" and torch.cuda.get_device_capability(0) < TRITON_CAPABILITY:
+        how |= {"max_autotune_gemm_backends": "ATEN", "max_autotune_conv_backends": "ATEN"}
+    return how
