@@ -204,7 +204,7 @@ def test_finish_without_the_gpu_refuses_and_names_what_can_be_finished(prepared:
 
 
 def test_partial_leaves_the_rest_deferred(prepared: Deferred, tmp_path: Path, schema: dict[str, Any]) -> None:
-    done = command("finish", prepared.folder, "--partial", "--artifacts-dir", tmp_path / "there")
+    done = command("finish", prepared.folder / "manifest.json", "--partial", "--artifacts-dir", tmp_path / "there")
     assert done.code == 0, done.err
     jsonschema.validate(done.manifest, schema)
     status = {row["id"]: row["status"] for row in done.manifest["candidates"]}
