@@ -174,6 +174,12 @@ def _left_out(manifest: Mapping[str, Any], plan: Plan, names: list[str], wish: W
             fix=f"if you trust who prepared it: python -m compiler finish PATH --own-code{others}",
         )
     if not able:
+        lost = [name for name in racing if name in failed and out[name][0] == "failed"]
+        if wish.candidates and set(wish.candidates) <= set(lost):
+            raise ConfigError(
+                f"{lost[0]} failed where the build was prepared: {failed[lost[0]]}",
+                fix="prepare the build again, or finish other candidates",
+            )
         raise refuse({n: lacks[n] for n in racing if n in lacks}, _advice(able))
     if base in lacks:
         out[base] = ("skipped", sentence(lacks[base], "this host"))

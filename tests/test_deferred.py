@@ -215,13 +215,11 @@ def test_partial_leaves_the_rest_deferred(prepared: Deferred, tmp_path: Path, sc
     assert again.code == 2 and prepared.manifest["version"] in again.last_lines()[0], again.err
 
 
-def test_a_finished_version_is_measured_again_with_the_samples_that_it_came_with(
-    prepared: Deferred, tmp_path: Path
-) -> None:
+def test_a_finished_version_is_profiled_with_the_samples_that_it_came_with(prepared: Deferred, tmp_path: Path) -> None:
     arguments = ["--candidates", "null_fp32", "--artifacts-dir", tmp_path / "there"]
     done = command("finish", prepared.folder, *arguments)
     assert done.code == 0, done.err
-    again = command("measure", done.manifest_path.parent, "--all")
+    again = command("profile", done.manifest_path.parent)  # like `measure`, and quicker
     assert again.code == 0 and "null_baseline" in again.out, again.err
 
 
@@ -261,6 +259,19 @@ def test_numpy_alone_finishes_candidates_that_need_no_more(
     assert "null_fp32" in done.out and "Status: provisional" in done.out
     assert done.manifest_path.is_relative_to("artifacts/nullmodel/gputarget")
     assert "torch" not in manifest["environment"]["packages"]
+
+
+def test_a_candidate_that_failed_while_it_was_prepared_is_named(prepared: Deferred, tmp_path: Path) -> None:
+    target = Path(shutil.copytree(prepared.folder, tmp_path / "failed"))
+
+    def fail(manifest: dict[str, Any]) -> None:
+        for row in manifest["candidates"]:
+            if row["id"] == "null_fp32":
+                row.update(status="failed", reason="it broke")
+
+    malice.seal(target, fail)
+    done = command("finish", target, "--candidates", "null_fp32")
+    assert done.code == 2 and "null_fp32 failed where the build was prepared: it broke" in done.err
 
 
 def test_a_finished_version_is_not_finished_again(first: Any) -> None:
