@@ -118,6 +118,7 @@ def _typed(raw: Any, config_dirs: Sequence[Path]) -> Config:
         raise _translated(error) from error
     assert isinstance(config, Config)
     _check_values(config)
+    _check_signing(config)
     return config
 
 
@@ -220,7 +221,7 @@ def _check_values(config: Config) -> None:
         )
     if config.budget.arrival_rate_per_s is not None and config.budget.arrival_rate_per_s <= 0:
         raise ConfigError("budget.arrival_rate_per_s must be above 0", fix="give requests a second")
-    _check_publishing(config)
+    _check_registry(config)
     _check_candidates(config)
     if not config.artifacts_dir.strip():
         raise ConfigError("artifacts_dir is empty", fix="name a folder")
@@ -231,10 +232,16 @@ def _check_values(config: Config) -> None:
             raise ConfigError(f"{what} {name!r} cannot name a folder", fix="use letters, digits, '.', '_' and '-'")
 
 
-def _check_publishing(config: Config) -> None:
-    """Before any work: what is wrong with it should not come out after an hour of building."""
+def _check_registry(config: Config) -> None:
     if config.publish or config.registry:  # a manifest of before there were registries names none
         parse_reference(config.registry)
+
+
+def _check_signing(config: Config) -> None:
+    """Before any work: what is wrong with it should not come out after an hour of building.
+
+    Not of a configuration that a manifest recorded: its key stayed where the artifact was published.
+    """
     for file in (config.signing.key, *config.signing.certificates):
         if config.publish and file is not None and not Path(file).is_file():
             raise ConfigError(f"signing: {file} is not there", fix="give the path of a file in PEM form")

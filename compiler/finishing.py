@@ -13,23 +13,23 @@ from pathlib import Path
 from typing import Any
 
 from compiler import versions
-from compiler.canonical import tree_digest, tree_entries
+from compiler.canonical import encode, tree_digest, tree_entries
 from compiler.config import revive
 from compiler.deferral import lacking_to_finish, refuse, sentence
 from compiler.disk import copy, explain_os_errors
 from compiler.errors import ConfigError, IntegrityError, StepError, unknown_name
-from compiler.identity import KeyMaker, is_path_field, key_of
+from compiler.identity import KeyMaker, key_of
 from compiler.keys.memo import Memo
-from compiler.manifest import DEFERRED, HOST, assemble
-from compiler.outcome import Outcome, StepRecord, Watcher
-from compiler.plan import BRIEF, REQUIRED, Plan, make_plan
+from compiler.manifest import DEFERRED, assemble
+from compiler.outcome import Outcome, Watcher
+from compiler.plan import Plan, make_plan
+from compiler.prepared import FIX, check_steps, hosts, records
 from compiler.rebuild import refuse_code
 from compiler.runner import Runner
 from compiler.schema import Executor
 from compiler.stages.package_deferred import FOLDER, ROLE
 from compiler.store import Origin, Result, Store
 
-FIX = "prepare the build again: python -m compiler target=... model=... defer=true"
 PROGRAM = "the PyTorch program that it is made of can hold code, and --own-code was not given"
 NOT_WRITTEN_SO = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
 
@@ -67,8 +67,7 @@ def finish(folder: Path, manifest: Mapping[str, Any], wish: Wish, artifacts: Pat
     """
     if manifest["status"] != DEFERRED or not any(file["role"] == ROLE for file in manifest["files"]):
         raise ConfigError(
-            f"{folder} has nothing to finish: its status is {manifest['status']}",
-            fix="see it: python -m compiler show PATH",
+            f"{folder} has nothing to finish: its status is {manifest['status']}", fix=_what_else(manifest)
         )
     try:
         return _finish(folder, manifest, wish, artifacts, watcher)
@@ -78,8 +77,15 @@ def finish(folder: Path, manifest: Mapping[str, Any], wish: Wish, artifacts: Pat
         ) from error
 
 
+def _what_else(manifest: Mapping[str, Any]) -> str:
+    origin = manifest.get("finished_from")
+    if manifest["status"] == DEFERRED and isinstance(origin, Mapping) and isinstance(origin.get("version"), str):
+        return f"what it left open is finished from the version that it came from: {origin['version']}"
+    return "see it: python -m compiler show PATH"
+
+
 def _finish(folder: Path, manifest: Mapping[str, Any], wish: Wish, artifacts: Path, watcher: Any) -> Finished:
-    hosts = _checked(manifest)
+    prepared_on = hosts(manifest)
     config = revive(manifest["config"])
     config.executor = Executor(environment=config.executor.environment)  # how much of this machine is no manifest's say
     config.artifacts_dir = str(artifacts)
@@ -87,42 +93,32 @@ def _finish(folder: Path, manifest: Mapping[str, Any], wish: Wish, artifacts: Pa
         refuse_code(config, "finish")
     plan = make_plan(config)
     names = _prepared_names(manifest, plan)
-    outcome = Outcome(prepared=frozenset(names))
+    outcome = Outcome(
+        prepared=frozenset(names), finished_from={name: str(manifest[name]) for name in ("version", "digest")}
+    )
     outcome.left_out = _left_out(manifest, plan, names, wish)
-    _check_steps(plan, names, outcome.left_out)
+    check_steps(plan, names, outcome.left_out)
     with Store(artifacts / ".store") as store, watcher as watching:
         memo = Memo(store.root / "memo.json", store.write)
         keys = KeyMaker(config, memo)
-        outcome.records = _records(manifest, plan)
-        outcome.results = {name: _adopt(store, folder / FOLDER / name, name) for name in names}
+        outcome.records = records(manifest, plan)
+        for name in names:
+            outcome.results[name] = _adopt(store, folder / FOLDER / name, name)
+            if name in outcome.records:  # the key by which this store knows it: `measure` looks for it here
+                outcome.records[name] = dataclasses.replace(outcome.records[name], key=outcome.results[name].key)
         dict(outcome.facts("samples")["splits"])
         _run(plan, store, keys, watching, outcome)
 
         def assembled() -> dict[str, Any]:
-            found = assemble(plan, outcome, manifest["inputs"], hosts)
+            found = assemble(plan, outcome, manifest["inputs"], prepared_on)
             found["environment"]["prepared_in"] = manifest["environment"]
-            return found | {"finished_from": {name: manifest[name] for name in ("version", "digest")}}
+            found |= {"finished_from": outcome.finished_from}
+            encode(found)  # facts of prepared results are in it: a NaN there would make a manifest that nobody reads
+            return found
 
         place, written, new = versions.deliver(artifacts.absolute(), store, config, outcome, memo, assembled)
         keys.save()
     return Finished(artifacts / place.relative_to(artifacts.absolute()), written, outcome.executed, new)
-
-
-def _checked(manifest: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The hosts that the prepared accuracies name, once what goes into the new manifest unread is of its form.
-
-    Raises:
-        ValueError: it is not.
-    """
-    hosts = [host for host in manifest["measured_on"] if host["id"] == HOST]
-    if len(hosts) != 1 or not isinstance(hosts[0].get("fingerprint"), str):
-        raise ValueError("measured_on does not say where it was prepared")
-    for entry in manifest["inputs"].values():
-        if not isinstance(entry["path"], str) or not isinstance(entry["sha256"], str):
-            raise ValueError("inputs")
-    if not isinstance(manifest["environment"]["packages"], dict):
-        raise ValueError("environment")
-    return hosts
 
 
 def _run(plan: Plan, store: Store, keys: KeyMaker, watching: Watcher, outcome: Outcome) -> None:
@@ -178,6 +174,12 @@ def _left_out(manifest: Mapping[str, Any], plan: Plan, names: list[str], wish: W
             fix=f"if you trust who prepared it: python -m compiler finish PATH --own-code{others}",
         )
     if not able:
+        lost = [name for name in racing if name in failed and out[name][0] == "failed"]
+        if wish.candidates and set(wish.candidates) <= set(lost):
+            raise ConfigError(
+                f"{lost[0]} failed where the build was prepared: {failed[lost[0]]}",
+                fix="prepare the build again, or finish other candidates",
+            )
         raise refuse({n: lacks[n] for n in racing if n in lacks}, _advice(able))
     if base in lacks:
         out[base] = ("skipped", sentence(lacks[base], "this host"))
@@ -195,39 +197,6 @@ def _advice(able: list[str]) -> str:
     return (
         f"install it, or finish what can be finished here: --candidates {names} (or --partial: the rest stays deferred)"
     )
-
-
-def _check_steps(plan: Plan, names: Collection[str], left_out: Collection[str]) -> None:
-    """Refuses a version that would make other steps run than what is left of a deferred build.
-
-    Raises:
-        IntegrityError: a result lacks, or a candidate's step would read files of this host.
-    """
-    chains = {c.id: c for c in plan.candidates.values() if c.id not in left_out}
-    own = {step for candidate in chains.values() for step in candidate.steps if step not in names}
-    late = {*REQUIRED, *BRIEF} - {"samples"}
-    for name in sorted(own):
-        stage = type(plan.steps[name].stage)
-        if any(is_path_field(stage, field.name) for field in dataclasses.fields(stage)):
-            raise IntegrityError(f"the step {name} would read files of this host", fix=FIX)
-    sources = {plan.candidates[name].result for name in chains}
-    needed = {s for name in own for s in plan.steps[name].inputs.values()} | {"samples"} | (sources - own)
-    for name in sorted(needed - own - set(names) - late):
-        raise IntegrityError(f"the version lacks the result of the step {name}", fix=FIX)
-
-
-def _records(manifest: Mapping[str, Any], plan: Plan) -> dict[str, StepRecord]:
-    """What became of the steps that were made where the build was prepared."""
-    found = {}
-    for row in manifest["steps"]:
-        name = str(row["name"])
-        if name in plan.steps and name != "package" and row["key"] is not None:
-            outputs = tuple(str(value) for value in row["outputs"])
-            why = f"made for {manifest['version']}, which this finishes"
-            found[name] = StepRecord(
-                name, str(row["stage"]), str(row["key"]), "reused", float(row["seconds"]), outputs, why
-            )
-    return found
 
 
 def _adopt(store: Store, source: Path, name: str) -> Result:

@@ -55,6 +55,8 @@ class Outcome:
     demo: bool = False
     prepared: frozenset[str] = frozenset()
     """Steps whose results another host made, of a build that is finished here."""
+    finished_from: dict[str, str] = field(default_factory=dict)
+    """`version` and `digest` of what another host prepared."""
     left_out: dict[str, tuple[str, str]] = field(default_factory=dict)
     """Candidates that are not measured: status and reason."""
     decision: dict[str, Any] = field(default_factory=dict)

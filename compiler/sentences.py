@@ -152,8 +152,11 @@ def deferred(manifest: dict[str, Any], path: str) -> list[str]:
         if row["status"] == "deferred":
             named.setdefault(row["reason"], []).append(row["id"])
     lines = [f"Deferred: {', '.join(names)}: {reason}" for reason, names in named.items()]
-    if manifest["status"] != "deferred" or manifest["selected"] is not None:
+    if manifest["status"] != "deferred":
         return lines
+    if manifest["selected"] is not None:  # of this one nothing can be finished: it holds no steps
+        origin = (manifest.get("finished_from") or {}).get("version", "the version that it came from")
+        return [*lines, f"Finish the rest where that is, from {origin}."]
     return [*lines, f"Finish it where that is: python -m compiler finish {path}"]
 
 

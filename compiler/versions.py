@@ -34,6 +34,7 @@ def identity(config: Config, outcome: Outcome) -> str:
             "steps": {name: record.key for name, record in outcome.records.items()},
             "left_out": plain(outcome.left_out),
             "package": outcome.results["package"].digest,
+            **({"finished_from": outcome.finished_from} if outcome.finished_from else {}),
             "rules": [
                 file_digest(Path(__file__).with_name(f"{n}.py")) for n in ("manifest", "selection", "unfinished")
             ],

@@ -204,13 +204,45 @@ def test_finish_without_the_gpu_refuses_and_names_what_can_be_finished(prepared:
 
 
 def test_partial_leaves_the_rest_deferred(prepared: Deferred, tmp_path: Path, schema: dict[str, Any]) -> None:
-    done = command("finish", prepared.folder, "--partial", "--artifacts-dir", tmp_path / "there")
+    done = command("finish", prepared.folder / "manifest.json", "--partial", "--artifacts-dir", tmp_path / "there")
     assert done.code == 0, done.err
     jsonschema.validate(done.manifest, schema)
     status = {row["id"]: row["status"] for row in done.manifest["candidates"]}
     assert done.manifest["status"] == "deferred" and done.manifest["selected"] == "null_fp32"
     assert status["null_cuda"] == "deferred" and "Deferred: null_cuda: needs" in done.out
-    assert command("finish", done.manifest_path.parent).code == 2
+    assert f"Finish the rest where that is, from {prepared.manifest['version']}." in done.out
+    again = command("finish", done.manifest_path.parent)
+    assert again.code == 2 and prepared.manifest["version"] in again.last_lines()[0], again.err
+
+
+def test_a_finished_version_is_profiled_with_the_samples_that_it_came_with(prepared: Deferred, tmp_path: Path) -> None:
+    arguments = ["--candidates", "null_fp32", "--artifacts-dir", tmp_path / "there"]
+    done = command("finish", prepared.folder, *arguments)
+    assert done.code == 0, done.err
+    again = command("profile", done.manifest_path.parent)  # like `measure`, and quicker
+    assert again.code == 0 and "null_baseline" in again.out, again.err
+
+
+def test_the_version_that_is_finished_is_the_one_that_the_manifest_names(prepared: Deferred, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(prepared.folder, tmp_path / "other"))
+    malice.seal(other, lambda m: m.update(version=f"20200101T000000Z-{m['version'][-8:]}"))
+    arguments = ["--candidates", "null_fp32", "--artifacts-dir", tmp_path / "there"]
+    for folder, version in (
+        (prepared.folder, prepared.manifest["version"]),
+        (other, f"20200101T000000Z-{prepared.manifest['version'][-8:]}"),
+    ):
+        done = command("finish", folder, *arguments)
+        assert done.code == 0 and done.manifest["finished_from"]["version"] == version, done.err
+
+
+def test_a_key_that_stayed_where_the_build_was_prepared_keeps_nobody_from_finishing(
+    prepared: Deferred, tmp_path: Path
+) -> None:
+    target = Path(shutil.copytree(prepared.folder, tmp_path / "carried"))
+    signing = {"key": str(tmp_path / "gone.pem"), "certificates": []}
+    malice.seal(target, lambda m: m["config"].update(publish=True, registry="file:/nowhere", signing=signing))
+    done = command("finish", target, "--candidates", "null_fp32", "--artifacts-dir", tmp_path / "there")
+    assert done.code == 0, done.err
 
 
 @pytest.mark.real
@@ -227,6 +259,19 @@ def test_numpy_alone_finishes_candidates_that_need_no_more(
     assert "null_fp32" in done.out and "Status: provisional" in done.out
     assert done.manifest_path.is_relative_to("artifacts/nullmodel/gputarget")
     assert "torch" not in manifest["environment"]["packages"]
+
+
+def test_a_candidate_that_failed_while_it_was_prepared_is_named(prepared: Deferred, tmp_path: Path) -> None:
+    target = Path(shutil.copytree(prepared.folder, tmp_path / "failed"))
+
+    def fail(manifest: dict[str, Any]) -> None:
+        for row in manifest["candidates"]:
+            if row["id"] == "null_fp32":
+                row.update(status="failed", reason="it broke")
+
+    malice.seal(target, fail)
+    done = command("finish", target, "--candidates", "null_fp32")
+    assert done.code == 2 and "null_fp32 failed where the build was prepared: it broke" in done.err
 
 
 def test_a_finished_version_is_not_finished_again(first: Any) -> None:
@@ -275,6 +320,23 @@ def test_an_altered_file_is_found_before_anything_is_read(prepared: Deferred, tm
     assert done.code == 6 and "model.npz" in done.last_lines()[1]
 
 
+def _more_steps(taker: str) -> Callable[[dict[str, Any]], Any]:
+    """A step of the pipeline that reads a file of this host, and one that every build has to take it."""
+
+    def lie(manifest: dict[str, Any]) -> None:
+        steps, found = manifest["config"]["steps"], {}
+        for name, spec in steps.items():
+            if name == "screen":
+                found["more"] = {
+                    "stage": "null.export",
+                    "weights": str(ROOT / "compiler/zoo/mobilenetv3_digits.safetensors"),
+                }
+            found[name] = {**(spec or {}), "inputs": {"more": "more"}} if name == taker else spec
+        manifest["config"]["steps"] = found
+
+    return lie
+
+
 FACTS = "steps/null_fp32.convert/facts.json"
 LIES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "no configuration": lambda m: m.update(config={}),
@@ -295,6 +357,18 @@ LIES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "inputs of text": lambda m: m.update(inputs="none"),
     "no environment": lambda m: m.update(environment=[]),
     "a name that leads elsewhere": lambda m: m["config"]["model"].update(name="../../x"),
+    "a step that reads files, for the benchmark": _more_steps("benchmark"),
+    "a step that reads files, for the selection": _more_steps("select"),
+    "a step that reads files, for the package": _more_steps("package"),
+    "a benchmark that reads files": lambda m: m["config"]["steps"]["benchmark"].update(
+        stage="null.export", weights="/etc/hosts"
+    ),
+    "a step of endless seconds": lambda m: m["steps"][0].update(seconds="inf"),
+    "a step whose key is none": lambda m: m["steps"][0].update(key="0"),
+    "a host that measured": lambda m: m["measured_on"][0].update(is_target=True, kind="native"),
+    "a host that tells nothing": lambda m: m["measured_on"][0].pop("cpu_model"),
+    "an environment of its own": lambda m: m["environment"].update(python=3),
+    "inputs with more": lambda m: m.update(inputs={"x.y": {"path": "a", "sha256": "b", "more": 1}}),
     "a target that leads elsewhere": lambda m: m["config"]["target"].update(name=".."),
 }
 
@@ -311,7 +385,7 @@ def test_a_manifest_that_lies_runs_nothing_and_is_no_bug(prepared: Deferred, tmp
 UNREAD = (FACTS, "steps/evaluate.report.null_baseline/facts.json")
 SPOILED = {
     FACTS: (b"[]", b"{}", b'{"fidelity": 3}', b"{" * 100_000),
-    "steps/samples/facts.json": (b"[]", b'"x"'),
+    "steps/samples/facts.json": (b"[]", b'"x"', b'{"splits": {}, "value": NaN}'),
     "steps/samples/report.npy": (
         b"",
         b"\x93NUMPY\x01\x00v\x00{'descr': '|O', 'fortran_order': False, 'shape': (3,), }",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import types
 from pathlib import Path
@@ -65,6 +66,31 @@ def test_the_gpu_is_described_and_part_of_the_fingerprint(smi: MockNvidiaSmi) ->
     before = host.describe()["fingerprint"]
     smi.set(driver_version="570.1")
     assert host.describe()["fingerprint"] != before
+
+
+@pytest.mark.parametrize(
+    "said", [b"\xff\xfe, 1, 7.5, 2", b"a" * 200_000, b"[N/A], [N/A], [N/A], [N/A]", b", , , ", b"\0"]
+)
+def test_rubbish_of_the_driver_is_no_gpu_and_no_bug(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    (tmp_path / "said").write_bytes(said)
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\n# MOCK\ncat '{tmp_path}/said'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    gpu.describe.cache_clear()
+    found = gpu.describe()["gpu"]
+    gpu.describe.cache_clear()
+    assert found == ("\ufffd\ufffd" if said[:1] == b"\xff" else None)
+    assert gpu.throttling() == () and gpu.free_mb() is None
+
+
+@pytest.mark.parametrize("visible", ["", " ", "-1", "-1,0", ",0"])
+def test_what_cuda_may_not_see_is_no_gpu(smi: MockNvidiaSmi, monkeypatch: pytest.MonkeyPatch, visible: str) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    gpu.describe.cache_clear()
+    assert gpu.describe()["gpu"] is None
 
 
 @pytest.mark.parametrize(

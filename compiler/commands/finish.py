@@ -41,10 +41,10 @@ def run(arguments: list[str]) -> int:
     from compiler.gate import gate
     from compiler.progress import watcher
     from compiler.runtime.trust import check
-    from compiler.runtime.verify import local_folder
+    from compiler.runtime.verify import local_folder, read_manifest
 
     policy = policy_of(given)
-    folder = local_folder(given.path, policy).resolve()
+    folder = read_manifest(local_folder(given.path, policy))[0].resolve()  # builds print the manifest's own path
     manifest = check(folder, policy).manifest
     wish = Wish(tuple(filter(None, given.candidates.split(","))), given.partial, given.own_code)
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import functools
 import os
+import re
 import shutil
 import subprocess
 from importlib import metadata
@@ -17,6 +18,9 @@ DECISIVE = ("gpu", "driver", "gpu_compute_capability", "gpu_memory_mb")
 """What of a GPU decides a latency: part of a host's fingerprint where there is one."""
 QUERY = ("name", "driver_version", "compute_cap", "memory.total")
 TIME_LIMIT_S = 20.0
+ANY = "any"
+UNTOLD = re.compile(r"|\[.*\]")
+"""What nvidia-smi says of a GPU that it cannot ask: nothing, or `[N/A]`, `[Unknown Error]` and their like."""
 GPU = "an NVIDIA GPU with its driver"
 THROTTLES = ("hw_thermal_slowdown", "sw_thermal_slowdown", "hw_power_brake_slowdown")
 PREFIXES = ("clocks_event_reasons", "clocks_throttle_reasons")
@@ -37,7 +41,7 @@ def describe() -> dict[str, Any]:
     processes here may see; the first two are None where there is none, the others left out.
     """
     rows = query(*QUERY)
-    if not rows:
+    if not rows or UNTOLD.fullmatch(rows[0][0]):
         return {"gpu": None, "driver": None}
     name, driver, capability, memory = rows[0]
     return {
@@ -70,20 +74,23 @@ def query(*fields: str, what: str = "gpu") -> list[list[str]]:
     Source: `nvidia-smi --help-query-gpu`, `nvidia-smi --help-query-compute-apps`.
     """
     tool = shutil.which("nvidia-smi")
-    if tool is None or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES", ANY).split(",")[0].strip()
+    if tool is None or not chosen or chosen.startswith("-"):  # CUDA then shows none, whatever follows in the list
         return []
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
-    only = [f"--id={chosen}"] if chosen else []
+    only = [f"--id={chosen}"] if chosen != ANY else []
     try:
         done = subprocess.run(
             [tool, *only, f"--query-{what}={','.join(fields)}", "--format=csv,noheader,nounits"],
-            capture_output=True, text=True, timeout=TIME_LIMIT_S, check=False,
+            capture_output=True, text=True, errors="replace", timeout=TIME_LIMIT_S, check=False,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return []
     if done.returncode != 0:
         return []
-    rows = [[cell.strip() for cell in row] for row in csv.reader(done.stdout.splitlines())]
+    try:
+        rows = [[cell.strip() for cell in row] for row in csv.reader(done.stdout.splitlines())]
+    except csv.Error:
+        return []
     return [row for row in rows if len(row) == len(fields)]
 
 
