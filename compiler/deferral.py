@@ -61,6 +61,12 @@ def lacking_to_finish(plan: Plan, prepared: Collection[str]) -> dict[str, list[L
     return found
 
 
+def here_lacking(plan: Plan, names: list[str]) -> list[Lack]:
+    """What the steps `names`, and those before them, need of a GPU and beside it that this host has not."""
+    steps = [plan.steps[name] for name in plan.ancestors(names)]
+    return list(dict.fromkeys(lack for step in steps if step.stage.on_gpu for lack in _of_step(step)))
+
+
 def _of_step(step: Step) -> list[Lack]:
     stage = step.stage
     lacks = []

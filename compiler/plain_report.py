@@ -19,7 +19,12 @@ def lines(manifest: dict[str, Any], folder: Path) -> list[str]:
     found = [f"{manifest['model']} for {manifest['target']}"]
     found += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
     rows = [(row["id"], row) for row in manifest["candidates"]]
-    found += [*sentences.loads(manifest), *sentences.on_gpu(manifest), sentences.screened(manifest)]
+    found += [
+        *sentences.loads(manifest),
+        *sentences.on_gpu(manifest),
+        sentences.screened(manifest),
+        sentences.reference(manifest),
+    ]
     found += [*sentences.undecided(manifest), sentences.proxy(manifest), *sentences.unstable(rows)]
     found += [line for _, line in sentences.turned_down(manifest)]
     for verdict in manifest["verdicts"]:

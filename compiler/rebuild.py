@@ -13,6 +13,7 @@ from typing import Any
 
 from compiler import lookup
 from compiler.config import revive
+from compiler.deferral import here_lacking, refuse
 from compiler.errors import ConfigError, IntegrityError
 from compiler.identity import KeyMaker, resolve_path
 from compiler.keys.memo import Memo
@@ -69,6 +70,9 @@ def rebuild(manifest: Mapping[str, Any], own_code: bool, watcher: Watcher) -> li
         needed = _delivering(plan, manifest["selected"], RECORD in recorded)
         keys = KeyMaker(config, memo)
         check_inputs(manifest, keys, plan, set(plan.ancestors(needed)))
+        lacks = here_lacking(plan, needed)
+        if lacks:
+            raise refuse({manifest["selected"]: lacks}, "rebuild it on a host that has it")
         check_tools(plan, needed)
         outcome = Runner(plan, store, keys, watcher).make(needed)
         built = {entry.path: entry.sha256 for entry in outcome.results["package"].entries if entry.path != FACTS}

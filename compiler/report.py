@@ -37,8 +37,9 @@ def print_manifest(manifest: dict[str, Any], folder: Path, console: Console | No
         style = STYLE.get(row["status"], "dim" if row["status"] == "skipped" else "")
         table.add_row(row["id"], *sentences.cells(row), sentences.standing(row, manifest), style=style)
     console.print(table)
-    for line in (*sentences.loads(manifest), *sentences.on_gpu(manifest)):
-        console.print(line)
+    for line in (*sentences.loads(manifest), *sentences.on_gpu(manifest), sentences.reference(manifest)):
+        if line:
+            console.print(line, soft_wrap=True)
     _print_doubts(manifest, console)
     for status, line in sentences.turned_down(manifest):
         console.print(Text(line, STYLE[status]), soft_wrap=True)

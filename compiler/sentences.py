@@ -160,6 +160,12 @@ def deferred(manifest: dict[str, Any], path: str) -> list[str]:
     return [*lines, f"Finish it where that is: python -m compiler finish {path}"]
 
 
+def reference(manifest: dict[str, Any]) -> str:
+    """What speed-ups are against, where it is not the baseline; else empty."""
+    found = sorted({row["speedup_reference"] for row in manifest["candidates"] if row.get("speedup_reference")})
+    return f"Speed-ups are against {found[0]}: the baseline was not measured there." if found else ""
+
+
 def undecided(manifest: dict[str, Any]) -> list[str]:
     """What the measurement left open."""
     return [f"Still open after all rounds: {question}." for question in manifest["measured_on"][0].get("undecided", ())]

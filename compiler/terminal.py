@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import TYPE_CHECKING, Any
+
+from compiler.errors import MissingToolError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,6 +21,24 @@ def console() -> Console:
     if found.is_terminal:
         return found
     return Console(file=found.file, width=PIPE_WIDTH, no_color=True, highlight=False, markup=False, emoji=False)
+
+
+def with_rich() -> bool:
+    """Whether tables can be drawn: hosts that only run, verify or finish have no library for that."""
+    return importlib.util.find_spec("rich") is not None
+
+
+def need_tables() -> None:
+    """Before work whose outcome is a table.
+
+    Raises:
+        MissingToolError: the library for it is not installed.
+    """
+    if not with_rich():
+        raise MissingToolError(
+            "the table of figures needs the Python package 'rich', which is not installed",
+            fix="pip install 'target-model-compiler[build]', or say --json",
+        )
 
 
 def printable(value: Any) -> Any:

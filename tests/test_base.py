@@ -61,7 +61,7 @@ def test_numpy_alone_runs_verifies_helps_and_names_what_lacks(version: Path, tmp
         helped = bases.call(python, verb, "--help", cwd=tmp_path)
         assert helped.code == 0 or "[build]" in helped.last_lines()[0], (verb, helped.err)
     samples = ["--samples", "x.npy"]
-    for arguments in (["target=rpi4"], ["plan", "target=rpi4"], ["doctor"], ["show", version],
+    for arguments in (["target=rpi4"], ["plan", "target=rpi4"], ["doctor"],
                       ["compare", version, version], ["publish", version, "file:there"],
                       ["report", version, "--output", "r.html"],
                       ["measure", version, *samples], ["profile", version, *samples]):  # fmt: skip
@@ -69,6 +69,8 @@ def test_numpy_alone_runs_verifies_helps_and_names_what_lacks(version: Path, tmp
         assert lacking.code == 4 and "pip install 'target-model-compiler[build]'" in lacking.last_lines()[0], (
             lacking.err
         )
+    shown = bases.call(python, "show", version, cwd=tmp_path)
+    assert shown.code == 0 and "Status: pass" in shown.out and "null_" in shown.out, shown.err
     again = bases.call(python, "rebuild", version, cwd=tmp_path)
     assert again.code == 0 and "3 of 3 portable files" in again.out, again.err
     malice.disguise(version, "tflite", {"model.tflite": malice.tflite_model()})

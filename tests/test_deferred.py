@@ -174,6 +174,8 @@ def test_an_engine_is_refused_beside_another_gpu_than_it_is_bound_to(
     assert here.code == 0 and "engine: bound to GPU Tesla T4, compute capability 7.5, as this host has" in here.out
     nowhere = command("verify", version)
     assert nowhere.code == 0 and "this host has no NVIDIA GPU and cannot run it" in nowhere.out
+    rebuilt = command("rebuild", version, "--own-code", env=_environment())
+    assert rebuilt.code == 4 and "lacks an NVIDIA GPU" in rebuilt.last_lines()[1], rebuilt.err
     other = command("verify", version, env=_with_gpu(tmp_path, "NVIDIA L4"))
     assert other.code == 4 and "null_engine is bound to GPU Tesla T4; here is GPU NVIDIA L4" in other.last_lines()[1]
 

@@ -9,13 +9,13 @@ for candidates of PyTorch. A new version is written, which names the one that it
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
 from compiler.commands.arguments import add_trust_flags, parser, policy_of
 from compiler.errors import ConfigError, InterruptedBuild
+from compiler.terminal import with_rich
 
 ARTIFACTS = Path("artifacts")
 
@@ -72,7 +72,7 @@ def _home(folder: Path, manifest: dict[str, Any]) -> Path:
 
 
 def _print(manifest: dict[str, Any], folder: Path) -> None:
-    if importlib.util.find_spec("rich") is not None:
+    if with_rich():
         from compiler.report import print_manifest
 
         print_manifest(manifest, folder)

@@ -20,6 +20,7 @@ from typing import Any
 
 from compiler.commands.arguments import parser
 from compiler.errors import ConfigError
+from compiler.terminal import need_tables
 
 
 def run(arguments: list[str]) -> int:
@@ -39,6 +40,8 @@ def run(arguments: list[str]) -> int:
     options.add_argument("--runtime", action="append", default=[], metavar="MODULE", help="allow a runtime of your own")
     options.add_argument("--json", action="store_true", help="print nothing but the observation")
     given = options.parse_args(arguments)
+    if not given.json and given.write_bundle is None:
+        need_tables()
     from compiler.observations import OBSERVATION, append, version_bundle
     from compiler.runtime.trust import check
     from compiler.runtime.verify import read_manifest

@@ -21,6 +21,7 @@ from compiler.commands.arguments import parser
 from compiler.errors import CompilerError, ConfigError, IntegrityError, StepError, from_json
 from compiler.runtime.names import DISTRIBUTIONS
 from compiler.runtime.verify import check_selected, read_manifest
+from compiler.terminal import need_tables
 
 PROFILE = "profile.json"
 CALLS = 30
@@ -38,6 +39,8 @@ def run(arguments: list[str]) -> int:
     options.add_argument("--runtime", action="append", default=[], metavar="MODULE", help="allow a module of your own")
     options.add_argument("--samples", type=Path, metavar="FILE", help=".npy: uint8 RGB images, if the store has none")
     given = options.parse_args(arguments)
+    if not given.json:
+        need_tables()
     if not 1 <= given.calls <= MOST_CALLS:
         raise ConfigError(f"--calls is {given.calls}", fix=f"give a number from 1 to {MOST_CALLS}")
     folder, manifest = read_manifest(given.path)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 
+from compiler import plain_report
 from compiler.commands.arguments import parser
 from compiler.errors import IntegrityError
 from compiler.runtime.verify import local_folder, read_manifest
+from compiler.terminal import with_rich
 
 SHOWN = 3
 """Of the later measurements, the newest so many are shown."""
@@ -23,9 +25,13 @@ def run(arguments: list[str]) -> int:
         print(json.dumps(manifest, indent=1))
         return 0
     from compiler.observations import listing
-    from compiler.report import print_manifest, print_observation
 
     try:
+        if not with_rich():
+            print("\n".join(plain_report.lines(manifest, folder)))
+            return 0
+        from compiler.report import print_manifest, print_observation
+
         print_manifest(manifest, folder)
         for record in listing(folder)[-SHOWN:]:
             print_observation(record, manifest)
