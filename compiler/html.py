@@ -82,8 +82,8 @@ def _content(manifest: dict[str, Any], observations: list[dict[str, Any]]) -> di
             for row in rows
         ],
         "notes": [
-            *sentences.loads(manifest), *sentences.on_gpu(manifest), sentences.screened(manifest), sentences.reference(manifest),
-            *sentences.deferred(manifest, "PATH"),
+            *sentences.loads(manifest), *sentences.on_gpu(manifest), sentences.screened(manifest),
+            sentences.reference(manifest), *sentences.deferred(manifest, "PATH"),
         ],
         "latency": charts.latency(manifest),
         "accuracy": charts.accuracy(manifest),
