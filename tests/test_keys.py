@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -233,3 +236,16 @@ def test_a_distribution_that_stands_for_another_has_its_identity(
     monkeypatch.syspath_prepend(str(tmp_path))
     assert Tools().version("tensorrt") == "10.16.1"
     assert Tools().identities(["tensorrt"])["tensorrt"].startswith("10.16.1 ")
+
+
+def test_threads_that_ask_for_tools_at_the_same_time_see_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = os.listdir
+
+    def slow(folder: str) -> list[str]:
+        time.sleep(0.02)
+        return listed(folder)
+
+    monkeypatch.setattr(os, "listdir", slow)
+    tools = Tools()
+    with ThreadPoolExecutor(4) as pool:
+        assert "absent" not in list(pool.map(tools.version, ["numpy"] * 4))

@@ -85,7 +85,7 @@ class Tools:
 
     def _found(self) -> dict[str, Path]:
         if self._folders is None:
-            self._folders = {}
+            folders: dict[str, Path] = {}
             for entry in sys.path:
                 try:
                     names = sorted(os.listdir(entry or "."))  # noqa: PTH208 - names are all that is needed
@@ -93,13 +93,12 @@ class Tools:
                     continue
                 for name in names:
                     if name.endswith((".dist-info", ".egg-info")):
-                        self._folders.setdefault(
-                            normal(name.split("-")[0].removesuffix(".egg")), Path(entry or ".", name)
-                        )
+                        folders.setdefault(normal(name.split("-")[0].removesuffix(".egg")), Path(entry or ".", name))
             for name, others in STANDS_FOR.items():
-                found = next((self._folders[other] for other in others if other in self._folders), None)
-                if name not in self._folders and found is not None:
-                    self._folders[name] = found
+                found = next((folders[other] for other in others if other in folders), None)
+                if name not in folders and found is not None:
+                    folders[name] = found
+            self._folders = folders  # only now: steps end at the same time, and another thread must not see a part
         return self._folders
 
     def _describe(self, name: str, folder: Path) -> tuple[str, list[Any]]:
