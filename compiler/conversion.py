@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from compiler.errors import StepError
+from compiler.errors import ConfigError, StepError
 from compiler.runtime.names import module_of
 from compiler.stage import PREVIOUS, Stage, write_array, write_json
 
@@ -46,13 +46,27 @@ computes with less, where another order of sums can move a value to the next ste
 
 @dataclasses.dataclass(kw_only=True)
 class Conversion(Stage):
-    """A stage whose result is a model. Subclasses write it in `convert`; the check is here and cannot be skipped."""
+    """A stage whose result is a model. Subclasses write it in `convert`; the check is here and cannot be skipped.
+
+    `min_cosine` and `min_agreement` are what the result's outputs must keep of those of the step before, from 0 to 1:
+    the cosine of the centred outputs, and the share of samples with the same top-1 class; null for what the precision
+    allows (`MIN_COSINE`, `MIN_AGREEMENT`).
+    """
 
     inputs: ClassVar[Mapping[str, str]] = {"model": PREVIOUS, "samples": "samples"}
     numeric: ClassVar[bool] = True
     artifact: ClassVar[str] = ""
     runtime: ClassVar[str] = ""
     runtime_options: ClassVar[Mapping[str, Any]] = {}
+
+    min_cosine: float | None = None
+    min_agreement: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("min_cosine", "min_agreement"):
+            value = getattr(self, name)
+            if value is not None and not 0.0 <= value <= 1.0:
+                raise ConfigError(f"{name} is {value:g}", fix="give 0 to 1, or null for the precision's own")
 
     @abstractmethod
     def convert(self, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
@@ -82,7 +96,10 @@ class Conversion(Stage):
         )  # fmt: skip
         reference = np.load(inputs["model"] / PROBE, allow_pickle=False)
         fidelity = compare(reference, outputs)
-        judge(fidelity, self.precision(), trained=before["trained"])
+        judge(
+            fidelity, self.precision(), trained=before["trained"], min_cosine=self.min_cosine,
+            min_agreement=self.min_agreement,
+        )  # fmt: skip
         batches = before.get("dynamic_batch", True) and takes_batches(
             out / self.artifact, self.runtime, self.runtime_options, signature, inputs["samples"], outputs,
             self.precision(),
@@ -231,10 +248,18 @@ def _cosine(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     return round(float((a * b).sum()) / norms, 8) if norms > 0 else float(np.allclose(a, b))
 
 
-def judge(fidelity: Mapping[str, Any], precision: str, *, trained: bool) -> None:
+def judge(
+    fidelity: Mapping[str, Any],
+    precision: str,
+    *,
+    trained: bool,
+    min_cosine: float | None = None,
+    min_agreement: float | None = None,
+) -> None:
     """Fails a conversion that does not compute what the step before computed.
 
-    Untrained weights answer every sample alike, so what a lower precision makes of them says nothing.
+    Untrained weights answer every sample alike, so what a lower precision makes of them says nothing. `min_cosine` and
+    `min_agreement` stand in for the precision's own.
 
     Raises:
         StepError: the outputs have collapsed.
@@ -245,10 +270,12 @@ def judge(fidelity: Mapping[str, Any], precision: str, *, trained: bool) -> None
     cosine, agreement = fidelity["centred_cosine"], fidelity["top1_agreement"]
     gain, offset = fidelity["gain"], fidelity["offset"]
     wrong = []
-    if cosine < MIN_COSINE[precision]:
-        wrong.append(f"centred cosine {cosine:.4f} (at least {MIN_COSINE[precision]:g})")
-    if trained and agreement < MIN_AGREEMENT[precision]:
-        wrong.append(f"same top-1 class on {agreement:.0%} (at least {MIN_AGREEMENT[precision]:.0%})")
+    least = MIN_COSINE[precision] if min_cosine is None else min_cosine
+    if cosine < least:
+        wrong.append(f"centred cosine {cosine:.4f} (at least {least:g})")
+    least = MIN_AGREEMENT[precision] if min_agreement is None else min_agreement
+    if trained and agreement < least:
+        wrong.append(f"same top-1 class on {agreement:.0%} (at least {least:.0%})")
     if not 1 / MAX_GAIN[precision] <= gain <= MAX_GAIN[precision]:
         wrong.append(f"outputs {gain:.3g} times as large, as by a wrong scale ({MAX_GAIN[precision]:g} at most)")
     if offset > MAX_OFFSET[precision]:

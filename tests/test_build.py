@@ -232,3 +232,12 @@ def test_toolchain_runs_a_step_under_its_own_interpreter(built: Project, tmp_pat
     assert done.code == 0, done.err
     bad = built.build("toolchains.old.python=/no/such/python", "candidate.null_fp32.steps.convert.toolchain=old")
     assert bad.code == 4 and "/no/such/python" in bad.last_lines()[1]
+
+
+def test_the_tolerance_of_a_conversion_is_in_the_configuration(project: Project) -> None:
+    noise = "candidate.null_int8.steps.convert.noise=0.001"
+    strict = project.build(noise, "candidate.null_int8.steps.quantize.min_cosine=1.0")
+    row = next(c for c in strict.manifest["candidates"] if c["id"] == "null_int8")
+    assert row["status"] == "failed" and "(at least 1)" in row["reason"], strict.err
+    wrong = project.build("candidate.null_int8.steps.quantize.min_cosine=2")
+    assert wrong.code == 2 and "min_cosine is 2" in wrong.last_lines()[1]

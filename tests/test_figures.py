@@ -193,6 +193,19 @@ def test_network_that_answers_everything_alike_is_not_judged_by_it() -> None:
     judge(fidelity, "int8", trained=False)
 
 
+def test_how_much_a_conversion_may_change_is_the_precisions_or_what_the_configuration_says() -> None:
+    logits = np.random.default_rng(0).standard_normal((64, 10)).astype(np.float32)
+    fidelity = compare(logits, logits + 0.2 * np.random.default_rng(1).standard_normal((64, 10)).astype(np.float32))
+    judge(fidelity, "int8", trained=True)
+    with pytest.raises(StepError, match=r"centred cosine 0\.98.. \(at least 0\.99\)"):
+        judge(fidelity, "int8", trained=True, min_cosine=0.99)
+    with pytest.raises(StepError, match=r"same top-1 class on .*\(at least 100%\)"):
+        judge(fidelity, "int8", trained=True, min_agreement=1.0)
+    with pytest.raises(StepError):
+        judge(fidelity, "fp16", trained=True)
+    judge(fidelity, "fp16", trained=True, min_cosine=0.9, min_agreement=0.5)
+
+
 SIGNATURE = {"preprocessing": {"mean": [0.5] * 3, "std": [0.5] * 3}, "outputs": []}
 
 
