@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 from compiler.errors import MissingToolError
 from compiler.keys.tools import tool_version
-from compiler.plan import CandidatePlan, Plan, Step, evaluation_name
+from compiler.plan import SPLITS, CandidatePlan, Plan, Step, evaluation_name
 from compiler.runtime import gpu
 from compiler.runtime.names import ON_GPU, distributions_of
 
-SPLITS = ("selection", "report")
 BUILD = "pip install 'target-model-compiler[build]'"
 
 

@@ -20,12 +20,13 @@ from compiler.disk import copy, explain_os_errors
 from compiler.errors import ConfigError, IntegrityError, StepError, unknown_name
 from compiler.identity import KeyMaker, key_of
 from compiler.keys.memo import Memo
-from compiler.manifest import DEFERRED, assemble
+from compiler.manifest import assemble
 from compiler.outcome import Outcome, Watcher
 from compiler.plan import Plan, make_plan
 from compiler.prepared import FIX, check_steps, hosts, records
 from compiler.rebuild import refuse_code
 from compiler.runner import Runner
+from compiler.runtime.verify import DEFERRED
 from compiler.schema import Executor
 from compiler.stages.package_deferred import FOLDER, ROLE
 from compiler.store import Origin, Result, Store

@@ -21,7 +21,7 @@ from compiler.registries.transfer import Layer, Progress, read_small, send, sile
 from compiler.runtime.fetch import ANNOTATION, CREATED, FORCED, REPORT, VERSION, content_tag
 from compiler.runtime.signatures import MAX_BUNDLE_BYTES, check_files, read_bundle, verify_bundle
 from compiler.runtime.trust import Policy, check
-from compiler.runtime.verify import MANIFEST, PROVENANCE, SIGNATURE, read_manifest
+from compiler.runtime.verify import DEFERRED, MANIFEST, PROVENANCE, SIGNATURE, read_manifest
 from compiler.runtime.verify import VERSION as VERSION_NAME
 from compiler.signing import sign
 from compiler.terminal import printable
@@ -32,7 +32,6 @@ MANIFEST_LAYER = "application/vnd.target-model-compiler.manifest.v1+json"
 PROVENANCE_LAYER = "application/vnd.in-toto+json"
 SIGNATURE_LAYER = "application/vnd.dev.sigstore.bundle.v0.3+json"
 DELIVERABLE = ("pass", "provisional")
-DEFERRED = "deferred"
 FIX = "do not publish this artifact; build or fetch it again"
 
 

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from compiler.deferral import Lack, reach, sentence
-from compiler.manifest import DEFERRED, HOST, accuracy, failed, head, row_of
+from compiler.manifest import HOST, accuracy, failed, head, row_of
 from compiler.outcome import Outcome
 from compiler.plan import CandidatePlan, Plan, evaluation_name
 from compiler.preparation import early_name
 from compiler.runtime import host
+from compiler.runtime.verify import DEFERRED
 
 
 def assemble_deferred(

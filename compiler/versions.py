@@ -22,6 +22,8 @@ from compiler.store.records import read_sealed, sealed
 LATEST = "latest"
 NOT_OF_THE_VERSION = ("artifacts_dir", "executor", "strict", "registry", "publish", "force", "signing")
 """Settings that change nothing in an artifact: a build with others finds the version that was written before."""
+RULES = ("manifest", "selection", "unfinished", "verdicts")
+"""Modules that decide what a manifest says of the same results."""
 DELIVERABLE = ("pass", "provisional")
 
 
@@ -35,9 +37,7 @@ def identity(config: Config, outcome: Outcome) -> str:
             "left_out": plain(outcome.left_out),
             "package": outcome.results["package"].digest,
             **({"finished_from": outcome.finished_from} if outcome.finished_from else {}),
-            "rules": [
-                file_digest(Path(__file__).with_name(f"{n}.py")) for n in ("manifest", "selection", "unfinished")
-            ],
+            "rules": [file_digest(Path(__file__).with_name(f"{name}.py")) for name in RULES],
         }
     )
 

@@ -49,6 +49,16 @@ def _session(path: Path, threads: int, dimension: str, batch: int, disabled: tup
     """A session whose open `dimension` is fixed before the graph is optimized: an open batch then costs nothing."""
     import onnxruntime
 
+    options = session_options(threads, dimension, batch)
+    return onnxruntime.InferenceSession(
+        str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(disabled)
+    )
+
+
+def session_options(threads: int, dimension: str, batch: int) -> Any:
+    """onnxruntime.SessionOptions: all graph optimizations, the open `dimension` fixed at `batch`, ONNX files only."""
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -57,9 +67,7 @@ def _session(path: Path, threads: int, dimension: str, batch: int, disabled: tup
     options.add_free_dimension_override_by_name(dimension, batch)
     # data beside the file is confined to its folder by the library itself, from 1.31 on (tests/test_malice.py)
     options.add_session_config_entry("session.load_model_format", "ONNX")
-    return onnxruntime.InferenceSession(
-        str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(disabled)
-    )
+    return options
 
 
 def open(path: Path, options: Mapping[str, Any]) -> OnnxruntimeSession:

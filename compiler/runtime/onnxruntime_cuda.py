@@ -9,7 +9,7 @@ from typing import Any
 from compiler.errors import ConfigError, MissingToolError, StepError
 from compiler.runtime import cuda, gpu
 from compiler.runtime.cuda_session import WARM_CALLS, CudaSession
-from compiler.runtime.onnxruntime import DIMENSION, DTYPES
+from compiler.runtime.onnxruntime import DIMENSION, DTYPES, session_options
 from compiler.runtime.session import batch_of, fixed_batch, settle, tensor
 
 PROVIDER = "CUDAExecutionProvider"
@@ -77,13 +77,7 @@ def _session(
         StepError: it leaves an operator to the CPU.
         ConfigError: the model cannot be recorded as a CUDA graph.
     """
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.add_free_dimension_override_by_name(dimension, batch)
-    options.add_session_config_entry("session.load_model_format", "ONNX")
+    options = session_options(threads, dimension, batch)
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     how = {
         "device_id": "0",
