@@ -326,7 +326,10 @@ def test_a_program_with_engines_runs_on_the_gpu(tmp_path: Path) -> None:
 
 
 @pytest.mark.real
-@pytest.mark.skipif(not importlib.util.find_spec("torch_tensorrt"), reason="torch-tensorrt is not installed here")
+@pytest.mark.skipif(
+    not importlib.util.find_spec("torch_tensorrt"),
+    reason="torch-tensorrt is not installed here: pip install '.[torch-tensorrt]'",
+)
 def test_torch_tensorrt_takes_the_arguments_that_we_give() -> None:
     """Read from its source, since it imports with TensorRT's libraries alone."""
     spec = importlib.util.find_spec("torch_tensorrt")

@@ -24,6 +24,8 @@ from compiler.runtime.visitor import NO_MEMORY, OutOfMemory
 VERSIONS = ["10", "11"]
 PROFILE = (1, 2, 4)
 
+ABSENT = "TensorRT is not installed here: pip install '.[tensorrt]'"
+
 
 class Machine:
     """The mocks of one test: a T4 with one TensorRT."""
@@ -344,7 +346,7 @@ def _lacking(*modules: str) -> str:
     """What lacks here to run real tests, '' if nothing does."""
     absent = [name for name in modules if not importlib.util.find_spec(name.partition(".")[0])]
     if absent:
-        return f"not installed here: {', '.join(absent)}"
+        return f"not installed here: {', '.join(absent)}; pip install '.[tensorrt]'"
     if "tensorrt" in modules:
         try:
             importlib.import_module("tensorrt")
@@ -354,9 +356,7 @@ def _lacking(*modules: str) -> str:
 
 
 @pytest.mark.real
-@pytest.mark.skipif(
-    not any(map(importlib.util.find_spec, ("tensorrt", "tensorrt_bindings"))), reason="TensorRT is not installed here"
-)
+@pytest.mark.skipif(not any(map(importlib.util.find_spec, ("tensorrt", "tensorrt_bindings"))), reason=ABSENT)
 def test_the_list_of_names_is_the_installed_versions() -> None:
     """What the list says of a class or an argument is true of the library; newer names in it are no matter."""
     try:
