@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from compiler.figures import PROPORTIONS, Interval, wilson
+from compiler.figures import PROPORTIONS, Interval
+from compiler.proportions import wilson
 from compiler.sentences import by_speed
 
 LOG_FROM = 8.0

@@ -19,7 +19,7 @@ from compiler.names import check_names
 from compiler.overrides import check_override, conf_dir, expand_models, options, quoted
 from compiler.registries.reference import parse as parse_reference
 from compiler.runtime.verify import MANIFEST, SIDECARS
-from compiler.schema import Budget, Candidate, Config
+from compiler.schema import Budget, Candidate, Config, Model
 
 OBJECTIVES = ("latency", "throughput", "size")
 
@@ -199,6 +199,7 @@ def _check_values(config: Config) -> None:
     for what, number, least in (
         ("target.threads", config.target.threads, 1),
         ("target.cores", config.target.cores, 1),
+        ("model.accuracy", config.model.accuracy, 0),
         ("executor.jobs", config.executor.jobs, 0),
         ("executor.time_limit_s", config.executor.time_limit_s, 0.001),
         ("executor.memory_limit_mb", config.executor.memory_limit_mb, 0),
@@ -209,12 +210,7 @@ def _check_values(config: Config) -> None:
             raise ConfigError(
                 f"{what} is {number}", fix=f"give a number of at least {least}" if least >= 0 else "give a number"
             )
-    if config.model.sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", config.model.sha256):
-        raise ConfigError(
-            f"model.sha256 {config.model.sha256!r} is no SHA-256", fix="it has 64 hexadecimal digits; see sha256sum"
-        )
-    if config.model.sha256 is not None and config.model.weights is None:
-        raise ConfigError("model.sha256 is given without model.weights", fix="name the file, or leave the digest out")
+    _check_model(config.model)
     if (config.budget.load_p99_ms is None) != (config.budget.arrival_rate_per_s is None):
         raise ConfigError(
             "budget.load_p99_ms and budget.arrival_rate_per_s belong together", fix="give both, or neither"
@@ -230,6 +226,17 @@ def _check_values(config: Config) -> None:
     for what, name in (("target.name", config.target.name), ("model.name", config.model.name)):
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             raise ConfigError(f"{what} {name!r} cannot name a folder", fix="use letters, digits, '.', '_' and '-'")
+
+
+def _check_model(model: Model) -> None:
+    if model.accuracy is not None and model.accuracy > 100:
+        raise ConfigError(f"model.accuracy is {model.accuracy}", fix="give percent, from 0 to 100")
+    if model.sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", model.sha256):
+        raise ConfigError(
+            f"model.sha256 {model.sha256!r} is no SHA-256", fix="it has 64 hexadecimal digits; see sha256sum"
+        )
+    if model.sha256 is not None and model.weights is None:
+        raise ConfigError("model.sha256 is given without model.weights", fix="name the file, or leave the digest out")
 
 
 def _check_registry(config: Config) -> None:

@@ -10,11 +10,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from compiler.proportions import wilson
 from compiler.runtime.verify import check_selected
 from compiler.terminal import printable
 
 MEGABYTE = 1e6
-Z_95 = 1.959964
 PROPORTIONS = ("top1", "top5")
 
 Interval = tuple[float, float]
@@ -95,16 +95,6 @@ def read_side(manifest: Mapping[str, Any]) -> Side:
         options=dict(row["options"]),
         files={_text(f["path"]): int(f["size_bytes"]) for f in manifest["files"]},
     )
-
-
-def wilson(value: float, count: int) -> Interval:
-    """The 95 % interval, in percent, of a share of `value` percent seen in `count` samples."""
-    share, z = value / 100.0, Z_95
-    if count < 1 or not 0.0 <= share <= 1.0:
-        raise ValueError(f"{value} % of {count} samples is no share")
-    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return 100.0 * max(0.0, centre - half), 100.0 * min(1.0, centre + half)
 
 
 def _text(value: Any) -> str:

@@ -31,6 +31,6 @@ def gate(strict: bool, manifest: dict[str, Any], folder: Path) -> CompilerError 
     if unproven:
         return GateError(
             f"unproven under strict=true: {', '.join(v['metric'] for v in unproven)} ({unproven[0]['reason']})",
-            fix=f"{where}; measure on the target itself",
+            fix=f"{where}; what each needs to be proven: python -m compiler show {folder}",
         )
     return None

@@ -76,14 +76,14 @@ def _content(manifest: dict[str, Any], observations: list[dict[str, Any]]) -> di
         "rows": [
             {
                 "id": row["id"], "status": row["status"], "standing": sentences.standing(row, manifest),
-                "cells": sentences.cells(row), "reason": row["reason"], "options": _value(row["options"]),
+                "cells": sentences.cells(row, manifest), "reason": row["reason"], "options": _value(row["options"]),
                 "backend": row["backend"], "precision": row["precision"],
             }
             for row in rows
         ],
         "notes": [
-            *sentences.loads(manifest), *sentences.on_gpu(manifest), sentences.screened(manifest),
-            sentences.reference(manifest), *sentences.deferred(manifest, "PATH"),
+            *sentences.loads(manifest), *sentences.on_gpu(manifest), *sentences.whole_call(manifest),
+            sentences.screened(manifest), sentences.reference(manifest), *sentences.deferred(manifest, "PATH"),
         ],
         "latency": charts.latency(manifest),
         "accuracy": charts.accuracy(manifest),
@@ -112,7 +112,7 @@ def _selected(row: dict[str, Any] | None, manifest: dict[str, Any]) -> list[tupl
         return []
     found = [
         ("backend, precision", f"{row['backend']}, {row['precision']}"), ("options", _value(row["options"])),
-        *zip(sentences.columns(manifest), sentences.cells(row), strict=True),
+        *zip(sentences.columns(manifest), sentences.cells(row, manifest), strict=True),
     ]  # fmt: skip
     for title, key in (
         ("throughput, samples a second", "throughput_per_s"), ("peak memory MB", "peak_memory_mb"),
@@ -136,12 +136,13 @@ def _host(entry: dict[str, Any]) -> dict[str, Any]:
 
 def _observation(record: dict[str, Any], manifest: dict[str, Any]) -> dict[str, Any]:
     host, figures = record["host"], record["candidates"]
+    is_steady = sentences.steady(figures.items(), record["speedup_reference"])
     return {
         "created": record["created"],
         "on": sentences.machine(host),
         "against": record["speedup_reference"],
         "rows": [
-            (name, sentences.latency_cells(row))
+            (name, sentences.latency_cells(row, is_steady))
             for name, row in sorted(figures.items(), key=lambda item: (-item[1]["speedup"], item[0]))
         ],
         "doubts": [sentences.another_host(record, manifest), *sentences.unstable(sorted(figures.items()))],

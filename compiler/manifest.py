@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -12,13 +13,14 @@ from typing import Any
 from compiler import __version__
 from compiler.canonical import plain
 from compiler.errors import CompilerError, StepError
+from compiler.gates import sentence, status_of
 from compiler.keys.environment import build_isa, interpreter
 from compiler.keys.tools import tool_version
 from compiler.names import check_names
 from compiler.outcome import Outcome
 from compiler.plan import CandidatePlan, Plan, evaluation_name
 from compiler.runtime.verify import DEFERRED, MANIFEST, SIDECARS, files_digest
-from compiler.verdicts import evaluation, status_of, verdicts_of
+from compiler.verdicts import evaluation, verdicts_of
 
 SCHEMA_VERSION = 1
 HOST = "build-host"
@@ -30,6 +32,8 @@ LATENCY_KEYS = (
     "p95_lower",
     "p95_upper",
     "p99",
+    "p99_lower",
+    "p99_upper",
     "mean",
     "mad",
     "ci95",
@@ -61,9 +65,9 @@ def assemble(
         if any(status == DEFERRED for status, _ in outcome.left_out.values())
         else status_of(verdicts),
         "selected": outcome.decision["selected"],
-        "selected_because": outcome.decision["reason"],
+        "selected_because": sentence(outcome.decision["reason"], verdicts),
         "candidates": [_candidate(plan, outcome, c, benchmark, home) for c in plan.candidates.values()],
-        "verdicts": verdicts,
+        "verdicts": [dataclasses.asdict(one) for one in verdicts],
         "measured_on": [_measured_on(benchmark, home), *earlier_hosts],
     }
 
@@ -188,10 +192,9 @@ def _candidate(
         "on": home,
     }
     row["memory_on"] = home
-    if figures.get("load"):
-        row["load"] = {**figures["load"], "on": home}
-    if figures.get("gpu"):
-        row["gpu"] = {**figures["gpu"], "on": home}
+    for name in ("load", "gpu", "pipeline_ms", "first_answer_ms"):
+        if figures.get(name):
+            row[name] = {**figures[name], "on": home}
     row |= _accuracies(outcome, candidate.id, home)
     if candidate.steps:
         made = outcome.facts(candidate.result)
@@ -218,8 +221,9 @@ def _accuracies(outcome: Outcome, candidate: str, home: str) -> dict[str, Any]:
 
 def accuracy(facts: Mapping[str, Any], on: str) -> dict[str, Any]:
     """An evaluation's facts as a manifest says them."""
-    keys = ("metric", "split", "value", "top5", "n", "drop", "drop_ci95", "isa")
-    return {key: facts[key] for key in keys} | {"on": on}
+    keys = ("metric", "split", "value", "top5", "n", "drop", "drop_ci95", "drop_upper95", "value_lower95", "isa")
+    baseline = {key: facts[key] for key in ("chance", "other_order") if facts.get(key)}
+    return {key: facts[key] for key in keys} | baseline | {"on": on}
 
 
 def _measured_on(benchmark: dict[str, Any], home: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ both read-only, and returns either
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import importlib.util
@@ -18,6 +19,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from compiler.errors import ConfigError, StepError, did_you_mean
+from compiler.proportions import Z_95, Z_95_ONE_SIDED, wilson
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,11 +28,37 @@ if TYPE_CHECKING:
     Function = Callable[[NDArray[np.float32], NDArray[np.int64]], Any]
 
 BUILT_IN = ("top1", "top5")
-Z_95 = 1.959964
 SAMPLE_RESAMPLES = 2000
 CALL_RESAMPLES = 500
 """Fewer, because the function is called twice for each."""
 SEED = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Drop:
+    """A loss against the baseline on the same samples, in points (or in the unit of the user's metric).
+
+    `ci95` is the two-sided 95 % interval; `upper95` is the one-sided 95 % upper bound, which budgets are judged by;
+    `sd` is the standard deviation of the difference on a single sample, from which follows how many samples a proof
+    needs (`compiler.gates.samples_to_prove`). `after_lower95` is the one-sided 95 % lower bound of the candidate's own
+    value.
+    """
+
+    value: float
+    ci95: tuple[float, float]
+    upper95: float
+    sd: float
+    after_lower95: float
+
+    def facts(self) -> dict[str, Any]:
+        """The fields of an evaluation's facts."""
+        return {
+            "drop": round(self.value, 4),
+            "drop_ci95": [round(end, 4) for end in self.ci95],
+            "drop_upper95": round(self.upper95, 4),
+            "drop_sd": round(self.sd, 4),
+            "value_lower95": round(self.after_lower95, 4),
+        }
 
 
 @functools.cache
@@ -119,10 +147,10 @@ def apply(
     return 100.0 * float(scores.mean()), scores
 
 
-def paired_drop(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> tuple[float, list[float]]:
-    """Loss of accuracy in points and its 95 % interval, from the samples on which the two disagree.
+def paired_drop(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> Drop:
+    """Loss of accuracy, from the samples on which the two disagree; `before` and `after` are bool (n,), right or wrong.
 
-    Source of the interval: Agresti and Min, 2005, "Simple improved confidence intervals for comparing matched
+    Source of the bounds: Agresti and Min, 2005, "Simple improved confidence intervals for comparing matched
     proportions" (Wald interval after adding 0.5 to each cell of the 2 x 2 table).
     """
     count = len(before)
@@ -131,12 +159,17 @@ def paired_drop(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> tuple[fl
     a, b, n = lost + 0.5, won + 0.5, count + 2.0
     centre = (a - b) / n
     error = ((a + b) - (a - b) ** 2 / n) ** 0.5 / n
-    interval = [100.0 * (centre - Z_95 * error), 100.0 * (centre + Z_95 * error)]
-    return round(100.0 * (lost - won) / count, 4), [round(v, 4) for v in interval]
+    return Drop(
+        value=100.0 * (lost - won) / count,
+        ci95=(100.0 * (centre - Z_95 * error), 100.0 * (centre + Z_95 * error)),
+        upper95=100.0 * (centre + Z_95_ONE_SIDED * error),
+        sd=100.0 * error * n**0.5,
+        after_lower95=wilson(100.0 * float(after.mean()), count, Z_95_ONE_SIDED)[0],
+    )
 
 
-def paired_score_drop(before: NDArray[np.float64], after: NDArray[np.float64]) -> tuple[float, list[float]]:
-    """Loss in points and its 95 % interval from scores a sample, 0 to 1, of the same samples (n,).
+def paired_score_drop(before: NDArray[np.float64], after: NDArray[np.float64]) -> Drop:
+    """Loss from scores a sample, 0 to 1, of the same samples (n,).
 
     Percentile bootstrap of the differences (Efron and Tibshirani, 1993, ch. 13). Where both score every sample alike, a
     bootstrap alone would be sure of no drop at all, so Agresti and Min's pseudo-samples (half a sample lost,
@@ -146,13 +179,15 @@ def paired_score_drop(before: NDArray[np.float64], after: NDArray[np.float64]) -
     import numpy as np
 
     differences = before - after
-    count = len(differences)
-    drop = 100.0 * float(differences.mean())
     # real samples stand in it twice, so that one entry of a pseudo-sample weighs half a sample
     pool = np.concatenate([differences, differences, [1.0, -1.0, 0.0, 0.0]])
+    after_pool = np.concatenate([after, after, [0.0, 1.0, 0.0, 1.0]])
     generator = np.random.default_rng(SEED)
-    draws = [pool[generator.integers(len(pool), size=count + 2)].mean() for _ in range(SAMPLE_RESAMPLES)]
-    return _interval(drop, 100.0 * np.asarray(draws))
+    size = len(differences) + 2
+    rows = [generator.integers(len(pool), size=size) for _ in range(SAMPLE_RESAMPLES)]
+    draws = 100.0 * np.asarray([pool[row].mean() for row in rows])
+    after_draws = 100.0 * np.asarray([after_pool[row].mean() for row in rows])
+    return _bootstrapped(100.0 * float(differences.mean()), draws, 100.0 * float(pool.std()), after_draws)
 
 
 def paired_call_drop(
@@ -162,8 +197,8 @@ def paired_call_drop(
     after: NDArray[np.float32],
     labels: NDArray[np.int64],
     progress: Callable[[int, int, str], None],
-) -> tuple[float, list[float]]:
-    """Loss and its 95 % interval where the function gives one number for all samples.
+) -> Drop:
+    """Loss where the function gives one number for all samples.
 
     Percentile bootstrap: each resample draws n samples with replacement and calls the function on the outputs of both,
     so that what the two share cancels. Two models with equal outputs get an interval of no width: nothing is
@@ -176,17 +211,18 @@ def paired_call_drop(
 
     drop = apply(metric, function, before, labels)[0] - apply(metric, function, after, labels)[0]
     generator = np.random.default_rng(SEED)
-    draws = np.empty(CALL_RESAMPLES)
+    draws, after_draws = np.empty(CALL_RESAMPLES), np.empty(CALL_RESAMPLES)
     for i in range(CALL_RESAMPLES):
         rows = generator.integers(len(labels), size=len(labels))
         known = labels[rows]
-        draws[i] = apply(metric, function, before[rows], known)[0] - apply(metric, function, after[rows], known)[0]
+        after_draws[i] = apply(metric, function, after[rows], known)[0]
+        draws[i] = apply(metric, function, before[rows], known)[0] - after_draws[i]
         progress(i + 1, CALL_RESAMPLES, "resamples")
-    return _interval(drop, draws)
+    return _bootstrapped(drop, draws, float(draws.std()) * len(labels) ** 0.5, after_draws)
 
 
-def _interval(drop: float, draws: NDArray[np.float64]) -> tuple[float, list[float]]:
+def _bootstrapped(drop: float, draws: NDArray[np.float64], sd: float, after: NDArray[np.float64]) -> Drop:
     import numpy as np
 
-    low, high = np.quantile(draws, (0.025, 0.975))
-    return round(drop, 4), [round(min(float(low), drop), 4), round(max(float(high), drop), 4)]
+    low, high, upper = (float(end) for end in np.quantile(draws, (0.025, 0.975, 0.95)))
+    return Drop(drop, (min(low, drop), max(high, drop)), max(upper, drop), sd, float(np.quantile(after, 0.05)))

@@ -293,7 +293,8 @@ def _check_figures(row: Mapping[str, Any]) -> None:
     """What tables and pages read of a candidate's figures."""
     latency = row["latency_ms"]
     low, high = latency["ci95"]
-    _check_numbers(latency["p50"], latency["p95"], low, high, row["speedup"], *(row["speedup_ci95"] or ()))
+    quantiles = [latency[name] for name in ("p95_lower", "p95_upper") if name in latency]
+    _check_numbers(latency["p50"], latency["p95"], *quantiles, low, high, row["speedup"], *(row["speedup_ci95"] or ()))
     if row["speedup_ci95"] is not None and len(row["speedup_ci95"]) != 2:
         raise ValueError("an interval has two ends")
     reasons = latency["unstable_reasons"]

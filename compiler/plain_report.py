@@ -14,7 +14,7 @@ def lines(manifest: dict[str, Any], folder: Path) -> list[str]:
     manifest = printable(manifest)
     table = [["candidate", *sentences.columns(manifest), "verdict"]]
     for row in sorted(manifest["candidates"], key=sentences.by_speed):
-        table.append([row["id"], *sentences.cells(row), sentences.standing(row, manifest)])
+        table.append([row["id"], *sentences.cells(row, manifest), sentences.standing(row, manifest)])
     widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
     found = [f"{manifest['model']} for {manifest['target']}"]
     found += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
@@ -22,6 +22,7 @@ def lines(manifest: dict[str, Any], folder: Path) -> list[str]:
     found += [
         *sentences.loads(manifest),
         *sentences.on_gpu(manifest),
+        *sentences.whole_call(manifest),
         sentences.screened(manifest),
         sentences.reference(manifest),
     ]

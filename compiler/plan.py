@@ -102,6 +102,8 @@ def make_plan(config: Config) -> Plan:
             **racing,
             "objective": config.objective,
             "latency_p95_ms": config.budget.latency_p95_ms,
+            "latency_p99_ms": config.budget.latency_p99_ms,
+            "first_answer": config.budget.first_answer_ms is not None,
             "arrival_rate_per_s": config.budget.arrival_rate_per_s,
         },
         "screen": {**racing, **_like_benchmark(config, "screen")},

@@ -35,9 +35,10 @@ def print_manifest(manifest: dict[str, Any], folder: Path, console: Console | No
     table.add_column("verdict")
     for row in sorted(manifest["candidates"], key=by_speed):
         style = STYLE.get(row["status"], "dim" if row["status"] == "skipped" else "")
-        table.add_row(row["id"], *sentences.cells(row), sentences.standing(row, manifest), style=style)
+        table.add_row(row["id"], *sentences.cells(row, manifest), sentences.standing(row, manifest), style=style)
     console.print(table)
-    for line in (*sentences.loads(manifest), *sentences.on_gpu(manifest), sentences.reference(manifest)):
+    notes = (*sentences.loads(manifest), *sentences.on_gpu(manifest), *sentences.whole_call(manifest))
+    for line in (*notes, sentences.reference(manifest)):
         if line:
             console.print(line, soft_wrap=True)
     _print_doubts(manifest, console)
@@ -47,7 +48,7 @@ def print_manifest(manifest: dict[str, Any], folder: Path, console: Console | No
         value, bound = sentences.figure(verdict)
         text = Text(f"{verdict['metric']}: {value}{f' (budget {bound})' if bound else ''} ")
         text.append(verdict["result"], STYLE[verdict["result"]])
-        console.print(text + Text(f"  {verdict['reason']}", "dim"))
+        console.print(text + Text(f"  {verdict['reason']}", "dim"), soft_wrap=True)
     if sentences.weights(manifest):
         console.print(sentences.weights(manifest), style="" if manifest["weights"]["demo"] else "yellow")
     for line in sentences.deferred(manifest, str(folder)):
@@ -83,12 +84,13 @@ def print_observation(record: dict[str, Any], manifest: dict[str, Any], console:
     for name in ("p50 ms", "95 % interval", "p95 ms", "speed-up", "in the manifest: p50 ms", "speed-up"):
         table.add_column(name, justify="right")
     known = {row["id"]: row for row in manifest["candidates"]}
+    is_steady = sentences.steady(record["candidates"].items(), record["speedup_reference"])
+    was_steady = sentences.steady(known.items(), sentences.speedup_reference(manifest))
     for name, figures in sorted(record["candidates"].items(), key=lambda item: (-item[1]["speedup"], item[0])):
         before = known.get(name, {})
-        latency = before.get("latency_ms")
+        earlier = latency_cells(before, was_steady) if before.get("latency_ms") else [NONE] * 4
         table.add_row(
-            name, *latency_cells(figures), f"{latency['p50']:.3f}" if latency else NONE,
-            f"{before['speedup']:.2f}x" if before.get("speedup") else NONE,
+            name, *latency_cells(figures, is_steady), earlier[0], earlier[-1],
             style=STYLE.get(before.get("status", ""), ""),
         )  # fmt: skip
     console.print(table)

@@ -52,6 +52,8 @@ class Model:
     weights: str | None = None
     sha256: str | None = None
     num_classes: int | None = None
+    accuracy: float | None = None
+    """Percent that training reported, by `data.metric` (top1 or top5); a baseline clearly below it proves nothing."""
 
 
 @dataclass
@@ -88,6 +90,9 @@ class Budget:
     """What an artifact must meet; null is not asked for."""
 
     latency_p95_ms: float | None = None
+    latency_p99_ms: float | None = None
+    first_answer_ms: float | None = None
+    """From the start of a process to its first answer."""
     accuracy_drop: float | None = None
     accuracy_min: float | None = None
     accuracy_gate: str = "point"

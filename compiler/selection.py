@@ -111,7 +111,7 @@ def demand(evidence: Evidence) -> list[tuple[str, str]]:
 def contenders(evidence: Evidence) -> list[str]:
     """The candidates that must be measured in depth: the chosen one, and what a screening cannot rule out against it.
 
-    What is out for its size or its accuracy does not contend.
+    Candidates rejected on size or accuracy are excluded.
     """
     names = order(evidence)
     chosen = _choose(evidence)[0]
@@ -154,10 +154,14 @@ def hard_failure(evidence: Evidence, name: str) -> str | None:
     if not evidence.benchmark["is_target"]:
         return None
     latency = figures["latency_ms"]
-    bound = budget.get("latency_p95_ms")
-    end = "p95_lower" if figures.get("depth") == "screen" else "p95_upper"  # a brief look must not throw out
-    if bound is not None and latency["stable"] and latency[end] > bound:
-        return f"p95 of up to {latency['p95_upper']:.3g} ms is above the budget of {bound:g} ms"
+    end = "lower" if figures.get("depth") == "screen" else "upper"  # a brief look must not throw out
+    for quantile in ("p95", "p99"):
+        bound, value = budget.get(f"latency_{quantile}_ms"), latency.get(f"{quantile}_{end}")
+        if bound is not None and value is not None and latency["stable"] and value > bound:
+            return f"{quantile} of up to {latency[f'{quantile}_upper']:.3g} ms is above the budget of {bound:g} ms"
+    first, bound = figures.get("first_answer_ms"), budget.get("first_answer_ms")
+    if first and bound is not None and first["worst"] > bound:
+        return f"a first answer after {first['worst']:.3g} ms is above the budget of {bound:g} ms"
     load, limit = figures.get("load"), budget.get("load_p99_ms")
     if load and limit is not None and load["p99_worst"] is not None and load["p99_worst"] > limit:
         return f"p99 of {load['p99_worst']:.3g} ms at {load['rate_per_s']:g} requests a second is above {limit:g} ms"
@@ -171,14 +175,16 @@ def accuracy_failure(evidence: Evidence, facts: Facts) -> str | None:
     """Why an evaluation does not meet the accuracy budget, or None."""
     budget = evidence.budget
     upper = budget.get("accuracy_gate") == "upper"
-    drop = facts["drop_ci95"][1] if upper and facts["drop_ci95"] else facts["drop"]
+    drop = facts["drop_upper95"] if upper and facts["drop_upper95"] is not None else facts["drop"]
     limit = budget.get("accuracy_drop")
     if limit is not None and drop > limit:
         what = "upper bound of the drop" if upper else "drop"
         return f"{what} of {drop:.2f} points on the {facts['split']} split is above {limit:g}"
     least = budget.get("accuracy_min")
-    if least is not None and facts["value"] < least:
-        return f"accuracy of {facts['value']:.2f} % on the {facts['split']} split is below {least:g} %"
+    value = facts["value_lower95"] if upper and facts["value_lower95"] is not None else facts["value"]
+    if least is not None and value < least:
+        what = "lower bound of the accuracy" if upper else "accuracy"
+        return f"{what} of {value:.2f} % on the {facts['split']} split is below {least:g} %"
     return None
 
 
@@ -232,7 +238,7 @@ def _status(evidence: Evidence, name: str, chosen: str | None, met: bool) -> Fac
     failure = accuracy_failure(evidence, facts)
     if failure:
         return {"status": "rejected", "reason": failure}
-    return {"status": "eligible", "reason": "within the budget, ranked after the selected one"}
+    return {"status": "eligible", "reason": "ranked after the selected one"}
 
 
 def _why(evidence: Evidence, ranking: list[str], chosen: str | None, met: bool) -> str:
@@ -251,6 +257,9 @@ def _why(evidence: Evidence, ranking: list[str], chosen: str | None, met: bool) 
         tied = group_of[group_of.index(chosen) + 1 :]
         if tied:
             group = ", ".join([chosen, *tied])
-            return f"{chosen} is within the budget and the smallest of the best, which cannot be told apart ({group})"
-    passed = f" ({', '.join(ranking[:rank])} ranked before it and did not)" if rank else ""
-    return f"{chosen} {best} within the budget{passed}"
+            return f"{chosen} is the smallest of the best, which cannot be told apart ({group})"
+    passed = f" of those that the budget leaves (not {', '.join(ranking[:rank])})" if rank else ""
+    rivals = [n for n in ranking if f"whether {chosen} is faster than {n}" in evidence.benchmark["undecided"]]
+    if rivals and evidence.objective != "size":
+        return f"{chosen} came out first{passed}, not certainly before {', '.join(rivals)}"
+    return f"{chosen} {best}{passed}"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from compiler.figures import MEGABYTE
+from compiler.figures import MEGABYTE, PROPORTIONS
+from compiler.proportions import wilson
+from compiler.rounding import against, ends, significant, supported
 
 NONE = "-"
 
@@ -34,19 +36,43 @@ def accuracy_of(row: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def cells(row: dict[str, Any]) -> list[str]:
+def cells(row: dict[str, Any], manifest: dict[str, Any]) -> list[str]:
     """A candidate's figures under `columns`."""
     accuracy = accuracy_of(row)
     found = [f"{row['size_bytes'] / MEGABYTE:.2f}" if row["size_bytes"] else NONE]
-    found += latency_cells(row) if row["latency_ms"] else [NONE] * 4
+    base = steady(((one["id"], one) for one in manifest["candidates"]), speedup_reference(manifest))
+    found += latency_cells(row, base) if row["latency_ms"] else [NONE] * 4
     if not accuracy:
         return [*found, NONE, NONE]
-    ends = accuracy["drop_ci95"]
-    return [
-        *found,
-        f"{accuracy['value']:.2f}" + _of_what(row, accuracy),
-        f"{accuracy['drop']:.2f}" + (f" ({ends[0]:.2f} to {ends[1]:.2f})" if ends else ""),
-    ]
+    return [*found, _accuracy_cell(accuracy) + _of_what(row, accuracy), _drop_cell(accuracy)]
+
+
+def _accuracy_cell(accuracy: dict[str, Any]) -> str:
+    value = accuracy["value"]
+    if accuracy["metric"] not in PROPORTIONS:
+        return f"{value:.2f}"
+    low, high = wilson(value, accuracy["n"])
+    return supported(value, low, high, most=2)
+
+
+def _drop_cell(accuracy: dict[str, Any]) -> str:
+    interval = accuracy["drop_ci95"]
+    if not interval:
+        return f"{accuracy['drop']:.2f}"
+    low, high = interval
+    return f"{supported(accuracy['drop'], low, high, most=2)} ({' to '.join(ends(low, high, most=2))})"
+
+
+def speedup_reference(manifest: dict[str, Any]) -> str:
+    """The candidate that speed-ups are against: the baseline, or what stood in for it."""
+    named = (row["speedup_reference"] for row in manifest["candidates"] if row.get("speedup_reference"))
+    return str(next(named, manifest["baseline"]))
+
+
+def steady(rows: Iterable[tuple[str, Mapping[str, Any]]], name: str) -> bool:
+    """Whether the candidate `name` was measured and is stable; `rows` are names and candidates."""
+    latency = dict(rows).get(name, {}).get("latency_ms")
+    return bool(latency and latency["stable"])
 
 
 def _of_what(row: dict[str, Any], accuracy: dict[str, Any]) -> str:
@@ -55,15 +81,26 @@ def _of_what(row: dict[str, Any], accuracy: dict[str, Any]) -> str:
     return "" if accuracy["split"] == "report" else " (selection)"
 
 
-def latency_cells(row: dict[str, Any]) -> list[str]:
-    """Median (`~`: unstable), its interval, p95, speed-up."""
+def latency_cells(row: dict[str, Any], steady_baseline: bool) -> list[str]:
+    """Median, its interval, p95, speed-up, to the digits that their intervals support; `~` marks what is unstable.
+
+    A speed-up is as unstable as the less stable of the candidate and its baseline. Without an interval (fewer than six
+    rounds) it has two digits.
+    """
     latency, interval = row["latency_ms"], row["speedup_ci95"]
     low, high = latency["ci95"]
+    mark = "" if latency["stable"] else " ~"
+    quantile = latency["p95"], latency.get("p95_lower", low), latency.get("p95_upper", high)
+    if interval:
+        least, most = interval
+        speedup = f"{supported(row['speedup'], least, most, most=2)}x ({'-'.join(ends(least, most, most=2))})"
+    else:
+        speedup = f"{significant(row['speedup'])}x"
     return [
-        f"{latency['p50']:.3f}{'' if latency['stable'] else ' ~'}",
-        f"{low:.3f}-{high:.3f}",
-        f"{latency['p95']:.3f}",
-        f"{row['speedup']:.2f}x" + (f" ({interval[0]:.2f}-{interval[1]:.2f})" if interval else ""),
+        f"{supported(latency['p50'], low, high)}{mark}",
+        "-".join(ends(low, high)),
+        f"{supported(*quantile)}{mark}",
+        speedup + ("" if latency["stable"] and steady_baseline else " ~"),
     ]
 
 
@@ -74,7 +111,7 @@ def standing(row: dict[str, Any], manifest: dict[str, Any]) -> str:
 
 def figure(verdict: dict[str, Any]) -> tuple[str, str]:
     """A verdict's value and its bound."""
-    value = NONE if verdict["value"] is None else f"{verdict['value']:.4g}"
+    value = NONE if verdict["value"] is None else against(verdict["value"], verdict["bound"])
     return value, "" if verdict["bound"] is None else f"{verdict['bound']:g}"
 
 
@@ -93,6 +130,33 @@ def loads(manifest: dict[str, Any]) -> list[str]:
             p99 = f"p99 {load['p99']:.3g} ms" if load["p99"] is not None else "too few requests for a p99"
             behind = "" if load["kept_up"] else "; it does not keep up"
             found.append(f"{row['id']} at {load['rate_per_s']:g} requests a second: {p99}, waiting included{behind}")
+    return found
+
+
+def whole_call(manifest: dict[str, Any]) -> list[str]:
+    """What the selected candidate's whole call takes, preprocessing included, and what it waits for most; and how long
+    a fresh process takes to its first answer, where that was measured.
+    """
+    row = next((r for r in manifest["candidates"] if r["id"] == manifest["selected"]), None)
+    found = []
+    if row and row.get("pipeline_ms"):
+        ms = row["pipeline_ms"]
+        around = ms["preprocessing"] + ms["postprocessing"]
+        found.append(
+            f"A whole call of {row['id']} takes {significant(ms['total'], 3)} ms: preprocessing "
+            f"{significant(ms['preprocessing'])}, the network {significant(ms['model'], 3)}, postprocessing "
+            f"{significant(ms['postprocessing'])}. The table shows the network alone."
+        )
+        if around > ms["model"]:
+            found.append(
+                f"The bottleneck of {row['id']} is preparing its input, not the network: a faster network hardly helps."
+            )
+    if row and row.get("first_answer_ms"):
+        first = row["first_answer_ms"]
+        found.append(
+            f"A fresh process with {row['id']} answers after {significant(first['p50'])} ms (worst of "
+            f"{first['starts']} starts: {significant(first['worst'])} ms)."
+        )
     return found
 
 

@@ -56,7 +56,8 @@ def _verdicts(plan: Plan) -> list[dict[str, Any]]:
     """Every gate of the budget, unproven."""
     budget = plan.config.budget
     asked = {
-        "latency_p95_ms": budget.latency_p95_ms, "load_p99_ms": budget.load_p99_ms,
+        "latency_p95_ms": budget.latency_p95_ms, "latency_p99_ms": budget.latency_p99_ms,
+        "first_answer_ms": budget.first_answer_ms, "load_p99_ms": budget.load_p99_ms,
         "peak_memory_mb": budget.peak_memory_mb, "size_mb": budget.size_mb, "accuracy_drop": budget.accuracy_drop,
         "accuracy_min": budget.accuracy_min,
     }  # fmt: skip

@@ -1,24 +1,16 @@
-"""Which gates of a budget are proven, which failed, and which nobody can tell: a manifest's verdicts and its status."""
+"""A manifest's verdicts: what `compiler.gates` says of each bound of the budget, from what a build found out."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from compiler import gates
+from compiler.gates import Verdict
 from compiler.outcome import Outcome
 from compiler.plan import Plan, evaluation_name
+from compiler.schema import Config
 from compiler.selection import MEGABYTE
 from compiler.sentences import machine
-
-LEAST_CALLS = 100
-LEAST_ROUNDS = 6
-
-
-def status_of(verdicts: list[dict[str, Any]]) -> str:
-    """`pass` where every gate is proven, `budget_failed` where one failed, else `provisional`."""
-    results = {verdict["result"] for verdict in verdicts}
-    if "fail" in results:
-        return "budget_failed"
-    return "provisional" if "unproven" in results else "pass"
 
 
 def proxy_sentence(plan: Plan, benchmark: dict[str, Any]) -> str:
@@ -27,94 +19,63 @@ def proxy_sentence(plan: Plan, benchmark: dict[str, Any]) -> str:
     return f"measured on {machine(host)}, not on {target}: a proxy"
 
 
-def verdicts_of(plan: Plan, outcome: Outcome) -> list[dict[str, Any]]:
-    """One entry for each gate of the budget: `metric`, `bound`, `value`, `result`, `reason`."""
-    budget, benchmark = plan.config.budget, outcome.facts("benchmark")
-    chosen = outcome.decision["selected"]
-    figures = benchmark["candidates"][chosen]
-    native, proxy = benchmark["is_target"], proxy_sentence(plan, benchmark)
-    latency = figures["latency_ms"]
-    rows: list[dict[str, Any]] = []
-
-    def add(metric: str, bound: float | None, value: float | None, ok: bool | None, reason: str) -> None:
-        result = "unproven" if ok is None else "pass" if ok else "fail"
-        rows.append({"metric": metric, "bound": bound, "value": value, "result": result, "reason": reason})
-
-    bound = budget.latency_p95_ms
-    if not native:
-        add("latency_p95_ms", bound, latency["p95_upper"], None, proxy)
-    elif bound is not None:
-        short = latency["n"] < LEAST_CALLS or latency["rounds"] < LEAST_ROUNDS
-        fewer = latency["threads"] != plan.config.target.threads
-        stable = latency["stable"] and not short and not fewer
-        reason = "upper end of the 95 % interval of p95" if stable else _doubt(latency, short, fewer)
-        add("latency_p95_ms", bound, latency["p95_upper"], latency["p95_upper"] <= bound if stable else None, reason)
-    if budget.load_p99_ms is not None:
-        load = figures.get("load")
-        value = load["p99_worst"] if load else None
-        proven = native and latency["stable"] and value is not None
-        reason = proxy if not native else _load_reason(load, latency)
-        ok = bool(value is not None and value <= budget.load_p99_ms and load["kept_up"]) if proven else None
-        add("load_p99_ms", budget.load_p99_ms, value, ok, reason)
-    if budget.peak_memory_mb is not None:
-        value = figures["peak_memory_mb"]
-        add(
-            "peak_memory_mb",
-            budget.peak_memory_mb,
-            value,
-            value <= budget.peak_memory_mb if native else None,
-            "" if native else proxy,
-        )
-    if budget.size_mb is not None:
-        value = round(figures["size_bytes"] / MEGABYTE, 4)
-        add("size_mb", budget.size_mb, value, value <= budget.size_mb, "")
-    report = evaluation(outcome, "report", chosen)
-    upper = budget.accuracy_gate == "upper"
-    if budget.accuracy_drop is not None:
-        if report is None:
-            add("accuracy_drop", budget.accuracy_drop, None, None, outcome.claim)
-        else:
-            value = report["drop_ci95"][1] if upper else report["drop"]
-            what = "upper end of the 95 % interval" if upper else "estimate"
-            add(
-                "accuracy_drop",
-                budget.accuracy_drop,
-                value,
-                value <= budget.accuracy_drop,
-                f"{what}, {report['n']} samples of the report split",
-            )
-    if budget.accuracy_min is not None:
-        if report is None:
-            add("accuracy_min", budget.accuracy_min, None, None, outcome.claim)
-        else:
-            add(
-                "accuracy_min",
-                budget.accuracy_min,
-                report["value"],
-                report["value"] >= budget.accuracy_min,
-                f"{report['n']} samples of the report split",
-            )
-    if not outcome.decision["met"] and not any(row["result"] == "fail" for row in rows):
-        add("selection", None, None, False, outcome.decision["reason"])
+def verdicts_of(plan: Plan, outcome: Outcome) -> list[Verdict]:
+    """One verdict for each bound of the budget, and for what else keeps the selected candidate from being proven."""
+    rows = [*_measured(plan, outcome), *_accuracy(plan.config, outcome)]
+    if not outcome.decision["met"] and not any(row.result == "fail" for row in rows):
+        rows.append(gates.verdict("selection", None, None, False, outcome.decision["reason"]))
     return rows
 
 
-def _load_reason(load: dict[str, Any] | None, latency: dict[str, Any]) -> str:
-    if load is None or load["p99_worst"] is None:
-        return "too few requests for a p99"
-    if not latency["stable"]:
-        return f"unstable: {'; '.join(latency['unstable_reasons'])}"
-    behind = "" if load["kept_up"] else ", which it does not keep up with"
-    return f"worst of three visits at {load['rate_per_s']:g} requests a second{behind}"
+def _measured(plan: Plan, outcome: Outcome) -> list[Verdict]:
+    """On latency, start, load, memory, size, and whether it is faster than the baseline at all."""
+    config, benchmark = plan.config, outcome.facts("benchmark")
+    budget, chosen = config.budget, outcome.decision["selected"]
+    figures = benchmark["candidates"][chosen]
+    native, proxy = benchmark["is_target"], proxy_sentence(plan, benchmark)
+    latency = figures["latency_ms"]
+    found = [
+        gates.latency("latency_p95_ms", budget.latency_p95_ms, latency, native, proxy, config.target.threads),
+        gates.latency("latency_p99_ms", budget.latency_p99_ms, latency, native, proxy, config.target.threads),
+    ]
+    if budget.first_answer_ms is not None:
+        found.append(gates.first_answer(budget.first_answer_ms, figures.get("first_answer_ms"), native, proxy))
+    if budget.load_p99_ms is not None:
+        found.append(gates.load(budget.load_p99_ms, figures.get("load"), latency, native, proxy))
+    if budget.peak_memory_mb is not None:
+        value, bound = figures["peak_memory_mb"], budget.peak_memory_mb
+        ok = value <= bound if native else None
+        found.append(gates.verdict("peak_memory_mb", bound, value, ok, "" if native else proxy))
+    if budget.size_mb is not None:
+        size = round(figures["size_bytes"] / MEGABYTE, 4)
+        found.append(gates.verdict("size_mb", budget.size_mb, size, size <= budget.size_mb, ""))
+    if config.objective != "size":
+        against = benchmark["speedup_reference"]
+        found.append(gates.speedup(chosen, against, benchmark["undecided"], figures))
+    return [one for one in found if one is not None]
 
 
-def _doubt(latency: dict[str, Any], short: bool, fewer: bool) -> str:
-    """Why a latency measured on the target proves nothing all the same."""
-    if fewer:
-        return f"measured with {latency['threads']} threads, not with the target's"
-    if short:
-        return f"{latency['n']} calls in {latency['rounds']} rounds; a proof needs {LEAST_CALLS} in {LEAST_ROUNDS}"
-    return f"unstable: {'; '.join(latency['unstable_reasons'])}"
+def _accuracy(config: Config, outcome: Outcome) -> list[Verdict]:
+    """On the drop, the least accuracy, and the baseline's own."""
+    budget, chosen = config.budget, outcome.decision["selected"]
+    report, baseline = evaluation(outcome, "report", chosen), evaluation(outcome, "report", config.baseline)
+    doubt = gates.doubt_of(baseline, config.model.accuracy)
+    found = []
+    if budget.accuracy_drop is not None:
+        found.append(
+            gates.accuracy_drop(budget.accuracy_drop, budget.accuracy_gate, report, doubt)
+            if report
+            else gates.verdict("accuracy_drop", budget.accuracy_drop, None, None, outcome.claim)
+        )
+    if budget.accuracy_min is not None:
+        found.append(
+            gates.accuracy_min(budget.accuracy_min, budget.accuracy_gate, report)
+            if report
+            else gates.verdict("accuracy_min", budget.accuracy_min, None, None, outcome.claim)
+        )
+    if doubt and baseline:
+        found.append(gates.verdict("baseline_accuracy", config.model.accuracy, baseline["value"], None, doubt))
+    return found
 
 
 def evaluation(outcome: Outcome, split: str, candidate: str) -> dict[str, Any] | None:

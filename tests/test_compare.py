@@ -11,7 +11,8 @@ import pytest
 from conftest import Done, Project, command
 
 from compiler.comparison import compare, judge
-from compiler.figures import read_side, wilson
+from compiler.figures import read_side
+from compiler.proportions import wilson
 
 Manifest = dict[str, Any]
 

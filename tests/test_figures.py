@@ -25,8 +25,10 @@ def _figures(p50: float, size: int, spread: float = 0.01, memory: float = 10.0) 
 def _evidence(candidates: dict[str, Any], budget: dict[str, Any] | None = None, **more: Any) -> Evidence:
     given_: dict[str, Any] = {
         "budget": {"accuracy_drop": 1.0, **(budget or {})}, "objective": "latency", "baseline": "base", "trained": True,
-        "evaluate_all": False, "benchmark": {"candidates": {"base": _figures(9, 9), **candidates}, "is_target": True},
-        "evaluations": {"selection": {}, "report": {}},
+        "evaluate_all": False, "evaluations": {"selection": {}, "report": {}},
+        "benchmark": {
+            "candidates": {"base": _figures(9, 9), **candidates}, "is_target": True, "undecided": [],
+        },
     }  # fmt: skip
     return Evidence(**{**given_, **more})
 
@@ -44,7 +46,9 @@ def _run(evidence: Evidence, drops: dict[str, float]) -> dict[str, Any]:
             evidence.evaluations[split][name] = {
                 "drop": drop,
                 "drop_ci95": [drop - 1, drop + 1],
+                "drop_upper95": drop + 0.8,
                 "value": 90 - drop,
+                "value_lower95": 88 - drop,
                 "split": split,
             }
     return {**decide(evidence), "asked": asked}
@@ -86,7 +90,7 @@ def test_when_nothing_meets_the_budget_the_least_drop_is_nearest() -> None:
     assert "drop of 4.00 points" in result["candidates"]["b"]["reason"]
 
 
-def test_upper_gate_judges_the_far_end_of_the_interval() -> None:
+def test_upper_gate_judges_the_one_sided_upper_bound() -> None:
     candidates = {"a": _figures(1, 5), "b": _figures(2, 5)}
     assert _run(_evidence(candidates, {"accuracy_gate": "upper"}), {"a": 0.5, "b": -0.5})["selected"] == "b"
     assert _run(_evidence(candidates, {"accuracy_gate": "point"}), {"a": 0.5, "b": -0.5})["selected"] == "a"
@@ -153,9 +157,10 @@ def test_paired_drop_counts_only_disagreements() -> None:
     after = before.copy()
     after[:3] = False
     after[95] = True
-    drop, (low, high) = paired_drop(before, after)
-    assert drop == pytest.approx(2.0)
-    assert low < 0 < drop < high < 8
+    drop = paired_drop(before, after)
+    low, high = drop.ci95
+    assert drop.value == pytest.approx(2.0)
+    assert low < 0 < drop.value < drop.upper95 < high < 8
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from compiler.runtime.sweep import choose, sweep
 
 SIGNATURE = {
     "inputs": [{"name": "x", "dtype": "float32", "shape": [1, 2, 2, 3], "layout": "NHWC"}],
+    "outputs": [{"name": "y", "dtype": "float32", "shape": [1, 2], "layout": "NC"}],
     "preprocessing": {"mean": [0.0] * 3, "std": [1.0] * 3},
 }
 QUICK = {"seed": 0, "threads": 1, "rounds": 2, "max_rounds": 2, "min_calls": 20, "min_seconds": 0.0}
@@ -110,9 +111,10 @@ def test_a_machine_of_two_speeds_does_not_change_who_is_faster() -> None:
     assert interval is not None and ratio == pytest.approx(1.10, abs=0.01) and interval[0] > 1.08
 
 
-def test_p99_is_not_reported_below_a_hundred_calls() -> None:
-    assert statistics.summarize([[np.ones(99)]], "a")["p99"] is None
-    assert statistics.summarize([[np.ones(100)]], "a")["p99"] == 1.0
+def test_p99_and_its_interval_are_not_reported_below_a_thousand_calls() -> None:
+    few, enough = (statistics.summarize([[np.ones(n)]], "a") for n in (999, 1000))
+    names = ("p99", "p99_lower", "p99_upper")
+    assert [few[name] for name in names] == [None] * 3 and [enough[name] for name in names] == [1.0] * 3
 
 
 def test_interval_of_the_median_knows_that_calls_of_one_burst_resemble_each_other() -> None:

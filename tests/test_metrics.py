@@ -181,9 +181,13 @@ def test_interval_of_scores_is_that_of_agresti_and_min_where_scores_are_right_or
     for rate in (0.0, 0.02, 0.2):
         before = generator.random(400) < 0.9
         after = before ^ (generator.random(400) < rate)
-        drop, (low, high) = paired_drop(before, after)
-        ours, (our_low, our_high) = paired_score_drop(before.astype(float), after.astype(float))
-        assert ours == drop
+        exact = paired_drop(before, after)
+        ours = paired_score_drop(before.astype(float), after.astype(float))
+        low, high = exact.ci95
+        our_low, our_high = ours.ci95
+        assert ours.value == pytest.approx(exact.value)
+        assert ours.upper95 == pytest.approx(exact.upper95, abs=0.25) and ours.sd == pytest.approx(exact.sd, rel=0.05)
+        assert ours.after_lower95 == pytest.approx(exact.after_lower95, abs=1.0)
         assert our_low == pytest.approx(low, abs=0.25) and our_high == pytest.approx(high, abs=0.25)
         assert our_low < our_high
 
@@ -196,12 +200,12 @@ def test_intervals_cover_the_true_drop_about_as_often_as_they_say() -> None:
         before = generator.beta(8, 2, 150)
         after = np.clip(before - 0.05 + 0.05 * generator.standard_normal(150), 0, 1)
         truth = 5.008  # clipping at 1 adds a little; from ten million draws
-        low, high = paired_score_drop(before, after)[1]
+        low, high = paired_score_drop(before, after).ci95
         hits["scores"] += low <= truth <= high
         low, high = paired_call_drop(
             "mean", lambda o, _: 100 * float(o.mean()), before[:, None].astype(np.float32),
             after[:, None].astype(np.float32), labels, _quiet,
-        )[1]  # fmt: skip
+        ).ci95  # fmt: skip
         hits["calls"] += low <= truth <= high
     assert min(hits.values()) >= 35
 
@@ -218,8 +222,9 @@ def test_intervals_are_the_same_in_every_run_and_pairing_narrows_them() -> None:
     one = paired_call_drop("accuracy", accuracy, outputs, changed, labels, _quiet)
     assert one == paired_call_drop("accuracy", accuracy, outputs, changed, labels, _quiet)
     expected = paired_drop(outputs.argmax(1) == labels, changed.argmax(1) == labels)
-    assert one[0] == pytest.approx(expected[0])
-    assert one[1] == pytest.approx(expected[1], abs=0.6)
+    assert one.value == pytest.approx(expected.value)
+    assert one.ci95 == pytest.approx(expected.ci95, abs=0.6)
+    assert one.upper95 == pytest.approx(expected.upper95, abs=0.6) and one.sd == pytest.approx(expected.sd, rel=0.2)
 
 
 def test_metric_may_not_change_what_it_is_given() -> None:

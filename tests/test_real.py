@@ -46,7 +46,7 @@ class Builds:
 
     def __call__(self, *overrides: str, cwd: Path | None = None) -> Done:
         if overrides not in self._done:
-            self._done[overrides] = command(*overrides, *QUICK, f"artifacts_dir={self.artifacts}", cwd=cwd)
+            self._done[overrides] = command(*QUICK, *overrides, f"artifacts_dir={self.artifacts}", cwd=cwd)
         done = self._done[overrides]
         assert done.code == 0, done.err
         return done
@@ -141,7 +141,8 @@ def test_every_int8_stays_within_one_point_and_every_conversion_was_compared(bui
 
 
 def test_host_builds_to_a_proven_pass(builds: Builds, schema: dict[str, Any]) -> None:
-    manifest = builds("target=host").manifest
+    # six rounds: fewer cannot prove that the selected candidate is faster than the baseline
+    manifest = builds("target=host", "steps.benchmark.rounds=6", "steps.benchmark.min_calls=20").manifest
     jsonschema.validate(manifest, schema)
     assert manifest["status"] == "pass"
     assert manifest["measured_on"][0]["kind"] == "native"

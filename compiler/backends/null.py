@@ -18,7 +18,7 @@ from compiler.data.splits import digest
 from compiler.errors import StepError
 from compiler.stage import Stage, write_array, write_json
 
-SPLITS = {"calibration": 64, "selection": 100, "report": 100}
+SPLITS = {"calibration": 64, "selection": 100, "report": 400}
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -60,7 +60,10 @@ class Samples(Stage):
 
 @dataclasses.dataclass(kw_only=True)
 class Export(Stage):
-    """The classifier as `model.npz`: each class sums the pixels of its own rows."""
+    """The classifier as `model.npz`: each class sums the pixels of its own rows.
+
+    `scramble` shifts the order of its classes against the data's, `noise` spoils its weights: a baseline that is wrong.
+    """
 
     inputs: ClassVar[Mapping[str, str]] = {"samples": "samples"}
     numeric: ClassVar[bool] = True
@@ -69,6 +72,8 @@ class Export(Stage):
     scale: float = 1.0
     trained: bool = True
     delay_s: float = 0.0
+    scramble: int = 0
+    noise: float = 0.0
     weights: Path | None = None
     sha256: str | None = None
 
@@ -87,7 +92,8 @@ class Export(Stage):
         classes = len(meta["classes"])
         weight = np.zeros((8, 8, 3, classes), np.float32)
         for label in range(classes):
-            weight[label * 2 : label * 2 + 2, :, :, label] = 1.0
+            weight[label * 2 : label * 2 + 2, :, :, (label + self.scramble) % classes] = 1.0
+        weight += self.noise * np.random.default_rng(0).standard_normal(weight.shape).astype(np.float32)
         _save(out, weight.reshape(-1, classes), self.scale)
         claim = (
             "" if self.trained else "no accuracy is claimed: the network has random weights; give model.weights=FILE"

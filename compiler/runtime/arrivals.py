@@ -14,7 +14,7 @@ from typing import Any
 from compiler.runtime.visitor import Visitor, pool_threads
 
 VISITS = 3
-LEAST_REQUESTS = 300
+LEAST_REQUESTS = 400
 SHORTEST_S, LONGEST_S = 3.0, 60.0
 SATURATED = 0.95
 """Below this share of the stated rate the candidate does not keep up."""
@@ -25,7 +25,7 @@ def under_load(
 ) -> dict[str, dict[str, Any]]:
     """For each of `names`: `rate_per_s`, `p50`, `p95`, `p99` and `p99_worst` (the worst visit's) in ms, `n`, `kept_up`.
 
-    Each candidate has `VISITS` fresh processes. p99 is None below 100 requests.
+    Each candidate has `VISITS` fresh processes. p99 is None below 1,000 requests.
     """
     import numpy as np
 

@@ -9,6 +9,7 @@ cores) changes both alike. Where memory does not hold all of them at once, each 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import random
 import time
@@ -20,6 +21,7 @@ from typing import Any
 from compiler.errors import MissingToolError, StepError
 from compiler.runtime import memory, sensors
 from compiler.runtime.names import ON_GPU
+from compiler.runtime.pipeline import CALLS_SHARE
 from compiler.runtime.visitor import OutOfMemory, Visitor, pool_threads
 
 PASSES = 10
@@ -77,6 +79,9 @@ def run_round(
                     continue
                 try:
                     facts = {**visitor.facts, **visitor.ask("memory"), **bursts[name].facts}
+                    facts["pipeline"] = visitor.ask(
+                        "pipeline", calls=math.ceil(CALLS_SHARE * depth.calls), seconds=CALLS_SHARE * depth.seconds
+                    )
                     if facts.pop("device", False):  # after all bursts of the round, so that it disturbs none
                         report(f"the GPU under {name}")
                         facts["device"] = visitor.ask("device", calls=DEVICE_CALLS, seconds=DEVICE_SECONDS)

@@ -21,7 +21,8 @@ WORTH_CLAIMING = 0.02
 """A difference below this is no win, however certain: a rebuild or a reboot changes more."""
 LEAST_ROUNDS = 6
 """Below so many rounds there is no 95 % interval over rounds: the signed-rank statistic has too few values."""
-LEAST_CALLS_P99 = 100
+LEAST_CALLS_P99 = 1000
+"""Below so many calls p99 rests on fewer than ten of them."""
 
 Samples = NDArray[np.float64]
 Rounds = Sequence[Sequence[Samples]]
@@ -48,19 +49,22 @@ def bootstrap_quantiles(rounds: Rounds, quantiles: Sequence[float], seed: str) -
 def summarize(rounds: Rounds, seed: str) -> dict[str, object]:
     """The manifest's `latency_ms` figures of one candidate.
 
-    p99 is null below 100 calls. `p95_upper` is the upper end of the 95 % interval of p95: what gates are judged on;
-    `p95_lower` the other end.
+    p99 is null below 1,000 calls. `p95_upper` and `p99_upper` are the upper ends of the 95 % intervals of p95 and p99:
+    what gates are judged by; `p95_lower` and `p99_lower` are the other ends.
     """
     calls = flatten(rounds)
     median = float(np.median(calls))
-    (low, high), (p95_lower, p95_upper) = bootstrap_quantiles(rounds, (0.5, 0.95), seed)
+    (low, high), (p95_lower, p95_upper), p99 = bootstrap_quantiles(rounds, (0.5, 0.95, 0.99), seed)
+    enough = len(calls) >= LEAST_CALLS_P99
     return {
         "p50": _round(median),
         "p90": _round(float(np.quantile(calls, 0.90))),
         "p95": _round(float(np.quantile(calls, 0.95))),
         "p95_lower": _round(p95_lower),
         "p95_upper": _round(p95_upper),
-        "p99": _round(float(np.quantile(calls, 0.99))) if len(calls) >= LEAST_CALLS_P99 else None,
+        "p99": _round(float(np.quantile(calls, 0.99))) if enough else None,
+        "p99_lower": _round(p99[0]) if enough else None,
+        "p99_upper": _round(p99[1]) if enough else None,
         "mean": _round(float(calls.mean())),
         "mad": _round(float(np.median(np.abs(calls - median)))),
         "ci95": [_round(min(low, median)), _round(max(high, median))],

@@ -4,7 +4,8 @@
 
 OPTIONS is a JSON object that changes the candidate's own (`batch`, `threads`, `streams`).
 Reads commands from standard input and answers on standard output, one JSON object a line: `open`, `warm`,
-`burst` (times calls, one after another), `arrivals` (calls at a stated rate), `device` (a GPU's own times).
+`burst` (times calls, one after another), `arrivals` (calls at a stated rate), `pipeline` (whole calls, preprocessing
+included), `first` (opens the model and answers once), `device` (a GPU's own times).
 It ends when its input does.
 Between commands it sleeps, so that candidates can take turns many times a second without sharing a process.
 """
@@ -102,6 +103,28 @@ class Visit:
         self._on_gpu = hasattr(sessions[0], "device_times")
         told = {"device": True} if self._on_gpu else {}
         return {"load_ms": (loaded - started) / 1e6, "first_call_ms": (first - loaded) / 1e6, **told}
+
+    def first(self) -> dict[str, Any]:
+        """Opens the model and answers its first sample: `answered_at`, in seconds of CLOCK_MONOTONIC."""
+        from compiler.runtime.preprocess import decode, encode
+        from compiler.runtime.session import open_model
+
+        options = {**self._options, "threads": self._threads}
+        session = open_model(self._entry["runtime"], self._bundle / self._entry["file"], options)
+        signature, batch = self._entry["signature"], int(options.get("batch", 1))
+        decode(session.run([encode(self._images()[:1].repeat(batch, axis=0), signature)])[0], signature["outputs"][0])
+        return {"answered_at": time.monotonic()}
+
+    def pipeline(self, calls: int, seconds: float) -> dict[str, Any]:
+        """Whole calls, preprocessing included: see `compiler.runtime.pipeline.time_whole_calls`; {} without inputs."""
+        from compiler.runtime.pipeline import time_whole_calls
+
+        if not self._entry["signature"]["inputs"]:
+            return {}  # the frozen reference
+        batch = int(self._options.get("batch", 1))
+        return time_whole_calls(
+            self._sessions[0], self._images(), self._entry["signature"], batch, calls, min(seconds, MAX_BURST_SECONDS)
+        )
 
     def warm(self) -> dict[str, Any]:
         """Calls until three windows' medians agree, within a cap."""
@@ -224,17 +247,22 @@ class Visit:
         """Real samples as input tensors; repeated where there are fewer than a batch takes."""
         import numpy as np
 
-        from compiler.runtime.inert import LARGEST_ARRAYS, load_array
         from compiler.runtime.preprocess import encode
 
         if not self._entry["signature"]["inputs"]:
             return [[]]
-        images = load_array(self._bundle / "samples.npy", LARGEST_ARRAYS)
+        images = self._images()
         count = max(1, len(images) // batch)
         values = encode(images, self._entry["signature"])
         if batch > len(values):
             values = values[np.arange(batch) % len(values)]
         return [[np.ascontiguousarray(values[i * batch : (i + 1) * batch])] for i in range(count)]
+
+    def _images(self) -> Any:
+        """The bundle's real samples, uint8 (n, height, width, 3)."""
+        from compiler.runtime.inert import LARGEST_ARRAYS, load_array
+
+        return load_array(self._bundle / "samples.npy", LARGEST_ARRAYS)
 
     def _at_once(self, calls: int, seconds: float) -> list[int]:
         """The calls of all streams, each a session with a thread of its own, made at the same time."""

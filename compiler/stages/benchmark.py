@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from compiler import bundle
 from compiler.runtime.arrivals import under_load
 from compiler.runtime.depths import merge
+from compiler.runtime.first_answer import first_answers
 from compiler.runtime.measure import RAW, RESULT, measure
 from compiler.stage import CANDIDATES, read_facts, report_progress
 from compiler.stages._measurement import Measurement, check_depth, images_of
@@ -28,14 +29,17 @@ class Benchmark(Measurement):
     rounds in which each candidate and a fixed reference have a fresh process, pinned to `threads` cores (fewer where
     this host has fewer), and take turns in random order; at least `min_calls` calls and `min_seconds` seconds each.
     After `rounds` rounds it stops as soon as what selection needs is certain; after `max_rounds` (null: 20, or
-    `rounds` where that is too few for an interval) or `max_seconds` in any case. With `arrival_rate_per_s`, requests
-    at that rate follow.
+    `rounds` where that is too few for an interval) or `max_seconds` in any case. A bound on p99 raises `min_calls` to
+    what a p99 needs. With `arrival_rate_per_s`, requests at that rate follow; with `first_answer`, starts of fresh
+    processes.
     """
 
     inputs: ClassVar[Mapping[str, str]] = {"samples": "samples", "candidate": CANDIDATES}
 
     objective: str = "latency"
     latency_p95_ms: float | None = None
+    latency_p99_ms: float | None = None
+    first_answer: bool = False
     rounds: int = 6
     max_rounds: int | None = None
     min_calls: int = 100
@@ -50,7 +54,7 @@ class Benchmark(Measurement):
         was one: after a sweep each candidate is measured at its own point.
         """
         from compiler.runtime import host
-        from compiler.runtime.statistics import LEAST_ROUNDS
+        from compiler.runtime.statistics import LEAST_CALLS_P99, LEAST_ROUNDS
 
         most = self.max_rounds or (MAX_ROUNDS if self.rounds >= LEAST_ROUNDS else self.rounds)
         check_depth(self.rounds, most, self.min_calls, self.min_seconds)
@@ -62,12 +66,19 @@ class Benchmark(Measurement):
             for entry in self.entries(inputs)
         ]
         native = self.is_target(host.describe())
+        calls = self.min_calls
+        if self.latency_p99_ms is not None and self.rounds >= LEAST_ROUNDS:
+            calls = max(calls, -(-LEAST_CALLS_P99 // self.rounds))
         protocol = {
-            "depth": "confirm", "rounds": self.rounds, "max_rounds": most, "min_calls": self.min_calls,
+            "depth": "confirm", "rounds": self.rounds, "max_rounds": most, "min_calls": calls,
             "min_seconds": self.min_seconds, "max_seconds": self.max_seconds, "seed": self.seed,
             "threads": self.usable_threads(),
         }  # fmt: skip
-        decisions = {"objective": self.objective, "latency_p95_ms": self.latency_p95_ms if native else None}
+        decisions = {
+            "objective": self.objective,
+            "latency_p95_ms": self.latency_p95_ms if native else None,
+            "latency_p99_ms": self.latency_p99_ms if native else None,
+        }
         with bundle.temporary(out.parent) as folder:
             bundle.write(folder, entries, images_of(inputs["samples"]), protocol, self.baseline, decisions)
             measured = measure(folder, out, report_progress)
@@ -78,6 +89,10 @@ class Benchmark(Measurement):
                 )
                 for name, figures in load.items():
                     measured["candidates"][name]["load"] = figures
+            if self.first_answer:
+                names = sorted(measured["candidates"])
+                for name, figures in first_answers(folder, names, lambda what: report_progress(0, 1, what)).items():
+                    measured["candidates"][name]["first_answer_ms"] = figures
         for entry in entries:
             if entry.id in measured["candidates"]:
                 measured["candidates"][entry.id]["size_bytes"] = entry.size_bytes

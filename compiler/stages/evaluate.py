@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from compiler import metrics
+from compiler import chance, metrics
 from compiler.conversion import SIGNATURE
 from compiler.errors import ConfigError, StepError
 from compiler.metrics import paired_drop
@@ -91,6 +91,9 @@ class Evaluate(Stage):
             "isa": platform.machine(),
             "drop": 0.0,
             "drop_ci95": None,
+            "drop_upper95": None,
+            "drop_sd": None,
+            "value_lower95": None,
         }
         stored = {"top1": top1, "top5": top5} | ({"logits": logits} if own else {})
         np.savez(out / "predictions.npz", **stored)  # type: ignore[arg-type]
@@ -100,7 +103,11 @@ class Evaluate(Stage):
         elif before:
             with np.load(before, allow_pickle=False) as theirs:
                 earlier = theirs["top5"] if self.metric == "top5" else theirs["top1"] == labels
-            facts["drop"], facts["drop_ci95"] = paired_drop(earlier, hits[self.metric])
+            facts |= paired_drop(earlier, hits[self.metric]).facts()
+        if before is None:  # the baseline: what it is worth decides what a drop against it means
+            judged = "top5" if self.metric == "top5" else "top1"
+            facts["chance"] = chance.against_chance(labels, hits[judged], TOP if judged == "top5" else 1)
+            facts["other_order"] = chance.other_order(top1, labels)
         return facts
 
     def _outputs(self, inputs: Mapping[str, Path]) -> Iterator[tuple[int, NDArray[np.float32]]]:
@@ -147,7 +154,7 @@ class Evaluate(Stage):
                 fix="it must return the same kind always",
             )
         if scores is not None and theirs_scores is not None:
-            drop, interval = metrics.paired_score_drop(theirs_scores, scores)
+            drop = metrics.paired_score_drop(theirs_scores, scores)
         else:
-            drop, interval = metrics.paired_call_drop(self.metric, function, earlier, logits, labels, report_progress)
-        return facts | {"drop": drop, "drop_ci95": interval}
+            drop = metrics.paired_call_drop(self.metric, function, earlier, logits, labels, report_progress)
+        return facts | drop.facts()

@@ -99,9 +99,10 @@ def _row(point: Mapping[str, Any], base: Mapping[str, Any], size: int) -> dict[s
     ratio = round(point["throughput_per_s"] / base["throughput_per_s"], 4)
     p50, p95 = point["p50_ms"], point["p95_ms"]
     latency = {
-        "p50": p50, "p90": p95, "p95": p95, "p95_lower": p95, "p95_upper": p95, "p99": None, "mean": p50, "mad": 0.0,
-        "ci95": [p50, p50], "n": point["n"], "rounds": 1, "batch": point["batch"], "threads": point["threads"],
-        "streams": point["streams"], "stable": False, "unstable_reasons": ["one visit of the sweep, no rounds"],
+        "p50": p50, "p90": p95, "p95": p95, "p95_lower": p95, "p95_upper": p95, "p99": None, "p99_lower": None,
+        "p99_upper": None, "mean": p50, "mad": 0.0, "ci95": [p50, p50], "n": point["n"], "rounds": 1,
+        "batch": point["batch"], "threads": point["threads"], "streams": point["streams"], "stable": False,
+        "unstable_reasons": ["one visit of the sweep, no rounds"],
     }  # fmt: skip
     return {
         "latency_ms": latency, "speedup": ratio, "speedup_ci95": None, "speedup_rounds": [ratio],
