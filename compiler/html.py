@@ -83,6 +83,7 @@ def _content(manifest: dict[str, Any], observations: list[dict[str, Any]]) -> di
         ],
         "notes": [
             *sentences.loads(manifest), *sentences.on_gpu(manifest), *sentences.whole_call(manifest),
+            *sentences.data(manifest),
             sentences.screened(manifest), sentences.reference(manifest), *sentences.deferred(manifest, "PATH"),
         ],
         "latency": charts.latency(manifest),

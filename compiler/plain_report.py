@@ -23,6 +23,7 @@ def lines(manifest: dict[str, Any], folder: Path) -> list[str]:
         *sentences.loads(manifest),
         *sentences.on_gpu(manifest),
         *sentences.whole_call(manifest),
+        *sentences.data(manifest),
         sentences.screened(manifest),
         sentences.reference(manifest),
     ]

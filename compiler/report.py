@@ -38,7 +38,7 @@ def print_manifest(manifest: dict[str, Any], folder: Path, console: Console | No
         table.add_row(row["id"], *sentences.cells(row, manifest), sentences.standing(row, manifest), style=style)
     console.print(table)
     notes = (*sentences.loads(manifest), *sentences.on_gpu(manifest), *sentences.whole_call(manifest))
-    for line in (*notes, sentences.reference(manifest)):
+    for line in (*notes, *sentences.data(manifest), sentences.reference(manifest)):
         if line:
             console.print(line, soft_wrap=True)
     _print_doubts(manifest, console)

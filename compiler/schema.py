@@ -78,6 +78,12 @@ class Data:
     crop: int = 224
     mean: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
     std: list[float] = field(default_factory=lambda: [0.5, 0.5, 0.5])
+    orientation: str = "exif"
+    """`exif`: pictures are turned as their EXIF entry says, as a viewer shows them; `stored`: they are not."""
+    background: list[float] | None = field(default_factory=lambda: [255.0, 255.0, 255.0])
+    """Colour behind transparent pixels, 0 to 255; null keeps the colours that are stored there."""
+    unreadable: str = "error"
+    """`error`: an image that cannot be read ends the build; `skip`: it is left out, and the record says so."""
     layout: str = "NCHW"
     splits: Splits = field(default_factory=Splits)
     split_seed: int = 0

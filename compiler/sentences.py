@@ -160,6 +160,27 @@ def whole_call(manifest: dict[str, Any]) -> list[str]:
     return found
 
 
+def data(manifest: dict[str, Any]) -> list[str]:
+    """What of a folder of images was taken, what was left out and why, and what was changed in reading."""
+    found = manifest["data"].get("found")
+    if not found:
+        return []
+    left = sum(found["skipped"].values())
+    lines = []
+    if left:
+        why = ", ".join(f"{count} {reason}" for reason, count in sorted(found["skipped"].items()))
+        more = f" (for example {found['examples'][0].partition(':')[0]})" if found["examples"] else ""
+        lines.append(f"Data: {found['taken']} images taken, {left} files or folders left out: {why}{more}.")
+    read = [
+        f"{found[name]} {words}"
+        for name, words in (("turned", "turned by their EXIF orientation"), ("flattened", "with transparency"))
+        if found[name]
+    ]
+    if read:
+        lines.append(f"Data: shown as a viewer shows them: {', '.join(read)} (data.orientation, data.background).")
+    return [*lines, *(f"Data: {note}." for note in found["notes"])]
+
+
 def screened(manifest: dict[str, Any]) -> str:
     """Which candidates were given a brief look only; empty where none was."""
     brief = [r["id"] for r in manifest["candidates"] if r["latency_ms"] and r["latency_ms"].get("depth") == "screen"]

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from compiler.data.imagefolder import ImageFolder
-from compiler.data.source import Geometry
 from compiler.data.splits import NAMES, split
 from compiler.errors import ConfigError
 from compiler.runtime.pytorch import network
@@ -51,11 +50,15 @@ def _folder(root: Path, classes: tuple[str, ...] = ("cat", "dog"), count: int = 
     return root
 
 
+def _how(resize: int, crop: int, **more: Any) -> dict[str, Any]:
+    return {"resize": resize, "crop": crop, "orientation": "exif", "background": [255, 255, 255], **more}
+
+
 def test_class_list_fixes_the_order_when_not_all_classes_are_present(tmp_path: Path) -> None:
     root = _folder(tmp_path / "data")
     listing = tmp_path / "classes.txt"
     listing.write_text("zebra\ndog\ncat\n")
-    source = ImageFolder(root, listing, Geometry(16, 12))
+    source = ImageFolder(root, listing, _how(16, 12))
     assert source.classes == ["zebra", "dog", "cat"]
     assert source.labels == [2] * 6 + [1] * 6
     assert source.image(0).shape == (12, 12, 3)
@@ -64,20 +67,20 @@ def test_class_list_fixes_the_order_when_not_all_classes_are_present(tmp_path: P
 def test_folder_that_the_class_list_does_not_name_is_refused(tmp_path: Path) -> None:
     listing = tmp_path / "classes.txt"
     listing.write_text("cat\ndogs\n")
-    with pytest.raises(ConfigError, match=r"dog is no class .* did you mean 'dogs'"):
-        ImageFolder(_folder(tmp_path / "data"), listing, Geometry(16, 12))
+    with pytest.raises(ConfigError, match=r"dog is not a class .* did you mean 'dogs'"):
+        ImageFolder(_folder(tmp_path / "data"), listing, _how(16, 12))
 
 
 def test_empty_folder_unreadable_image_and_too_small_image_are_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match="no images below"):
-        ImageFolder(tmp_path / "empty", None, Geometry(16, 12))
+        ImageFolder(tmp_path / "empty", None, _how(16, 12))
     root = _folder(tmp_path / "data")
     (root / "cat/0.png").write_bytes(b"not an image")
     with pytest.raises(ConfigError, match=r"cannot read the image .*cat/0\.png"):
-        ImageFolder(root, None, Geometry(16, 12)).image(0)
+        ImageFolder(root, None, _how(16, 12)).image(0)
     with pytest.raises(ConfigError, match="less than the crop"):
-        ImageFolder(root, None, Geometry(0, 32)).image(1)
+        ImageFolder(root, None, _how(0, 32)).image(1)
 
 
 def test_truncated_image_is_named(tmp_path: Path) -> None:
@@ -85,7 +88,7 @@ def test_truncated_image_is_named(tmp_path: Path) -> None:
     data = (root / "cat/0.png").read_bytes()
     (root / "cat/0.png").write_bytes(data[: len(data) // 2])
     with pytest.raises(ConfigError, match="cannot read the image"):
-        ImageFolder(root, None, Geometry(16, 12)).image(0)
+        ImageFolder(root, None, _how(16, 12)).image(0)
 
 
 def test_missing_data_folder_and_empty_split_are_refused(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """run: inference with a built artifact, its tuned options applied.
 
+  python -m compiler run PATH --input photo.jpg --output logits.npy         read, turned, resized, cropped as recorded
   python -m compiler run PATH --input images.npy --output logits.npy        pre- and postprocessing included
   python -m compiler run PATH --input tensor.npy --output out.npy --raw     the model's own tensors, in and out
 
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from compiler.commands.arguments import add_trust_flags, parser, policy_of
 from compiler.errors import ConfigError
+from compiler.pictures import SUFFIXES
 from compiler.stage import write_array
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ def run(arguments: list[str]) -> int:
     options.add_argument("path", help="a version's folder, .../latest, or a reference")
     options.add_argument(
         "--input", type=Path, required=True,
-        help=".npy: uint8 RGB images (n, height, width, 3), or the tensor that the signature says; "
+        help="a picture; .npy: uint8 RGB images (n, height, width, 3), or the tensor that the signature says; "
         ".npz: an array for each input, by its name",
     )  # fmt: skip
     options.add_argument(
@@ -75,6 +77,8 @@ def _read(file: Path, model: Model) -> list[Any]:
     from compiler.runtime.inert import load_array, load_arrays
 
     names = model.names("inputs")
+    if file.suffix.lower() in SUFFIXES:
+        return [model.read_pictures([file])]
     try:
         if file.suffix != ARCHIVE:
             return [load_array(file)]

@@ -7,22 +7,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from compiler.data.source import Geometry
-
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 
 class Digits:
-    """See `compiler.data.source.Source`. Images are scaled up to `geometry.crop` pixels and made RGB."""
+    """See `compiler.data.source.Source`. Images are scaled up to `side` pixels and made RGB."""
 
-    def __init__(self, geometry: Geometry) -> None:
+    def __init__(self, side: int) -> None:
         from sklearn.datasets import load_digits
 
         bunch = load_digits()
         self._images = bunch.images  # float64 (1797, 8, 8), 0 to 16
-        self._side = geometry.crop
+        self._side = side
         self.labels = [int(label) for label in bunch.target]
         self.ids = [f"digits/{i:04d}" for i in range(len(self.labels))]
         self.classes = [str(name) for name in bunch.target_names]

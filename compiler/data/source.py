@@ -1,8 +1,7 @@
-"""What a dataset offers to the build, and the lookup of a dataset by name."""
+"""What a dataset offers to the build."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -24,13 +23,3 @@ class Source(Protocol):
     def image(self, index: int) -> NDArray[np.uint8]:
         """Sample `index` as uint8 RGB of shape (height, width, 3), resized and cropped, not normalised."""
         ...
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """How an image is brought to the network's input size, in pixels."""
-
-    resize: int
-    """Length of the shorter side after resizing (bilinear); 0 keeps the image's own size."""
-    crop: int
-    """Side of the centre crop."""

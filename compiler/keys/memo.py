@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from compiler.canonical import digest, file_digest, list_files
+from compiler.canonical import digest, file_digest
 from compiler.disk import write_atomically
 from compiler.errors import ConfigError
 from compiler.store.records import read_sealed, sealed
@@ -94,7 +95,7 @@ def content_digest(path: Path, memo: Memo) -> str:
         ConfigError: nothing is there.
     """
     if path.is_dir():
-        return digest([[f.relative_to(path).as_posix(), memo.get("sha256", f, file_digest)] for f in _files_in(path)])
+        return digest(_listing(path, lambda file: memo.get("sha256", file, file_digest)))
     if path.is_file():
         return str(memo.get("sha256", path, file_digest))
     raise ConfigError(
@@ -105,21 +106,44 @@ def content_digest(path: Path, memo: Memo) -> str:
 def full_digest(path: Path) -> str:
     """Like `content_digest`, every byte read now."""
     if path.is_dir():
-        return digest([[f.relative_to(path).as_posix(), file_digest(f)] for f in _files_in(path)])
+        return digest(_listing(path, file_digest))
     return file_digest(path)
 
 
 def stamps(path: Path) -> dict[str, Stamp]:
     """The stamps of a file, or of every file in a folder: equal ones before and after say that nothing was written."""
-    return {str(f): stamp(f) for f in (_files_in(path) if path.is_dir() else [path])}
+    return {str(f): stamp(f) for f in (_entries_in(path)[0] if path.is_dir() else [path])}
 
 
-def _files_in(path: Path) -> list[Path]:
-    try:
-        files = list_files(path)
-        [file.name.encode() for file in files]
-        return files
-    except UnicodeEncodeError as error:
-        raise ConfigError(f"{path} holds a file whose name is not UTF-8: {error.object!r}", fix="rename it") from None
-    except ValueError as error:
-        raise ConfigError(str(error), fix="a data folder holds regular files only; copy what links point to") from None
+def _listing(path: Path, digest_of: Callable[[Path], Any]) -> list[list[Any]]:
+    """What lies below a folder: relative path, and the digest of a file or the kind of what is no file."""
+    files, others = _entries_in(path)
+    found = [[file.relative_to(path).as_posix(), digest_of(file)] for file in files]
+    return sorted([*found, *([other.relative_to(path).as_posix(), kind] for other, kind in others)])
+
+
+def _entries_in(path: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
+    """The regular files below a folder, links to such included, and everything else that is not a folder.
+
+    Links to folders are not followed: they may lead round in a circle, or anywhere.
+    """
+    files: list[Path] = []
+    others: list[tuple[Path, str]] = []
+    for where, folders, names in os.walk(path, onerror=_unreadable):
+        for name in (*folders, *names):
+            entry = Path(where) / name
+            try:
+                name.encode()
+            except UnicodeEncodeError:
+                raise ConfigError(f"{path} holds a file whose name is not UTF-8: {name!r}", fix="rename it") from None
+            if entry.is_symlink() and not entry.is_file():
+                others.append((entry, "link"))
+            elif entry.is_file():
+                files.append(entry)
+            elif not entry.is_dir():
+                others.append((entry, "special"))
+    return sorted(files), sorted(others)
+
+
+def _unreadable(error: OSError) -> None:
+    raise ConfigError(f"cannot read the folder {error.filename}: {error.strerror}", fix="check its permissions")

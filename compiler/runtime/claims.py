@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from compiler.errors import IntegrityError
+from compiler.pictures import ORIENTATIONS
 from compiler.runtime.names import FORMATS, check_id
 from compiler.runtime.session import MAX_BATCH, Session
 
@@ -19,6 +20,8 @@ DTYPES = ("float16", "float32", "float64", "int8", "uint8", "int16", "int32", "i
 LARGEST_TENSOR = 1 << 30
 """Bytes of an input or output that a manifest may ask memory for; whoever gives a batch may ask for more."""
 MOST_THREADS = 4096
+LARGEST_SIDE = 1 << 14
+"""Pixels of a side that a picture is resized or cropped to."""
 NO_MANIFEST = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
 
 
@@ -117,6 +120,14 @@ def _check_preprocessing(how: Mapping[str, Any]) -> None:
         for value in values:
             if _number(value) <= 0 and name == "std":
                 raise ValueError("std is not positive")
+    for name, least in (("resize", 0), ("crop", 1)):
+        if type(how[name]) is not int or not least <= how[name] <= LARGEST_SIDE:
+            raise ValueError(f"{name} is {how[name]!r}"[:100])
+    if how.get("orientation", "stored") not in ORIENTATIONS:
+        raise ValueError("the orientation is neither exif nor stored")
+    behind = how.get("background")
+    if behind is not None and (len(behind) != 3 or not all(0 <= _number(value) <= 255 for value in behind)):
+        raise ValueError("the background is not a colour")
 
 
 def _number(value: Any) -> float:

@@ -122,6 +122,17 @@ class Model:
         outputs = self.run_batch(preprocess.encode(images, self._signature))
         return preprocess.decode(outputs[0], self._signature["outputs"][0])
 
+    def read_pictures(self, paths: Sequence[Path]) -> NDArray[np.uint8]:
+        """Picture files as images for `predict`, uint8 RGB (n, height, width, 3): turned, resized, cropped as recorded.
+
+        Raises:
+            ConfigError: a file is not a picture that can be read, or is smaller than the crop.
+            MissingToolError: Pillow is not installed.
+        """
+        from compiler.pictures import read_picture
+
+        return np.stack([read_picture(Path(path), self._signature["preprocessing"]) for path in paths])
+
 
 UNRUNNABLE = "its files match their digests: check the library's version against the manifest's, or fetch it again"
 

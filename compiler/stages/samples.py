@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import compiler.data.digits
-import compiler.data.imagefolder
-from compiler.data.source import Geometry, Source
+from compiler.data.imagefolder import UNREADABLE, ImageFolder
+from compiler.data.source import Source
 from compiler.data.splits import digest, split
 from compiler.errors import ConfigError, unknown_name
+from compiler.pictures import ORIENTATIONS
 from compiler.stage import Stage, report_progress, write_array, write_json
 
 STORED = ("calibration", "selection", "report")
@@ -44,6 +45,9 @@ class Samples(Stage):
     crop: int = 224
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    orientation: str = "exif"
+    background: tuple[float, ...] | None = (255.0, 255.0, 255.0)
+    unreadable: str = "error"
     layout: str = "NCHW"
     num_classes: int | None = None
     splits: SplitSizes = dataclasses.field(default_factory=SplitSizes)
@@ -57,7 +61,8 @@ class Samples(Stage):
         """
         import numpy as np
 
-        source = self._source()
+        preprocessing = self._preprocessing()
+        source = self._source(preprocessing)
         if self.num_classes is not None and self.num_classes != len(source.classes):
             raise ConfigError(
                 f"the data has {len(source.classes)} classes, data.num_classes says {self.num_classes}",
@@ -82,10 +87,6 @@ class Samples(Stage):
         sizes = {
             name: {"n": len(part), "digest": digest([source.ids[i] for i in part])} for name, part in parts.items()
         }
-        preprocessing = {
-            "color": "RGB", "resize": self.resize, "resize_filter": "bilinear", "crop": self.crop,
-            "divide_by": 255.0, "mean": list(self.mean), "std": list(self.std),
-        }  # fmt: skip
         meta = {
             "dataset": self.dataset,
             "classes": source.classes,
@@ -95,25 +96,48 @@ class Samples(Stage):
             "split_seed": self.split_seed,
         }
         write_json(out / "meta.json", meta)
-        return {"dataset": self.dataset, "splits": sizes, "split_seed": self.split_seed, "classes": len(source.classes)}
+        facts = {
+            "dataset": self.dataset,
+            "splits": sizes,
+            "split_seed": self.split_seed,
+            "classes": len(source.classes),
+        }
+        return facts | ({"found": source.found.facts()} if isinstance(source, ImageFolder) else {})
 
-    def _source(self) -> Source:
+    def _preprocessing(self) -> dict[str, Any]:
+        """How a picture becomes the network's input, as the manifest records it and the runtime does it."""
+        if self.orientation not in ORIENTATIONS:
+            raise unknown_name("data.orientation", self.orientation, ORIENTATIONS)
+        behind = self.background
+        if behind is not None and (len(behind) != 3 or not all(0 <= value <= 255 for value in behind)):
+            raise ConfigError(
+                f"data.background is {list(behind)}",
+                fix="give three numbers from 0 to 255, or null for the stored colours",
+            )
+        return {
+            "color": "RGB", "orientation": self.orientation, "background": behind and list(behind),
+            "resize": self.resize, "resize_filter": "bilinear", "crop": self.crop,
+            "divide_by": 255.0, "mean": list(self.mean), "std": list(self.std),
+        }  # fmt: skip
+
+    def _source(self, preprocessing: Mapping[str, Any]) -> Source:
+        if self.unreadable not in UNREADABLE:
+            raise unknown_name("data.unreadable", self.unreadable, UNREADABLE)
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ConfigError(
                 "data.mean and data.std need three numbers each, std above 0", fix="for example data.std=[0.5,0.5,0.5]"
             )
         if self.crop < 1:
             raise ConfigError(f"data.crop is {self.crop}", fix="give the side of the network's input in pixels")
-        geometry = Geometry(self.resize, self.crop)
         if self.dataset == "digits":
-            return compiler.data.digits.Digits(geometry)
+            return compiler.data.digits.Digits(self.crop)
         if self.dataset == "imagefolder":
             if self.root is None or not self.root.is_dir():
                 raise ConfigError(
                     f"the data folder {self.root} is not a folder",
                     fix="set data.root to a folder with one sub-folder a class",
                 )
-            return compiler.data.imagefolder.ImageFolder(self.root, self.classes, geometry)
+            return ImageFolder(self.root, self.classes, preprocessing, self.unreadable)
         raise unknown_name("dataset", self.dataset, ["digits", "imagefolder"])
 
 

@@ -27,12 +27,11 @@ def train(out: Path, epochs: int, seed: int) -> dict[str, float]:
     from safetensors.torch import save_file
 
     from compiler.data.digits import Digits
-    from compiler.data.source import Geometry
     from compiler.data.splits import digest, split
 
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True)
-    source = Digits(Geometry(resize=0, crop=SIDE))
+    source = Digits(SIDE)
     splits = split(len(source.ids), SPLITS, SPLIT_SEED)
     images = np.stack([source.image(i) for i in range(len(source.ids))]).transpose(0, 3, 1, 2)
     everything = torch.from_numpy(images.copy()).float().div_(127.5).sub_(1.0)
