@@ -130,7 +130,7 @@ def accuracy_drop(bound: float, gate: str, report: Facts, doubt: str) -> Verdict
     value = upper if gate == "upper" else drop
     samples = f"{count} samples of the report split"
     if doubt:
-        return verdict("accuracy_drop", bound, value, None, doubt)
+        return verdict("accuracy_drop", bound, value, None, "the baseline itself is in doubt: see baseline_accuracy")
     if upper is None:  # the baseline against itself
         return verdict("accuracy_drop", bound, value, value <= bound, samples)
     if upper <= bound:

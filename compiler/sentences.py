@@ -111,7 +111,12 @@ def standing(row: dict[str, Any], manifest: dict[str, Any]) -> str:
 
 def figure(verdict: dict[str, Any]) -> tuple[str, str]:
     """A verdict's value and its bound."""
-    value = NONE if verdict["value"] is None else against(verdict["value"], verdict["bound"])
+    if verdict["value"] is None:
+        value = NONE
+    elif verdict["bound"] is None:
+        value = significant(verdict["value"])  # it has no interval here, and no bound to be compared with
+    else:
+        value = against(verdict["value"], verdict["bound"])
     return value, "" if verdict["bound"] is None else f"{verdict['bound']:g}"
 
 
