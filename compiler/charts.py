@@ -9,6 +9,7 @@ from typing import Any
 
 from compiler.figures import PROPORTIONS, Interval
 from compiler.proportions import wilson
+from compiler.rounding import ends, significant, supported
 from compiler.sentences import by_speed
 
 LOG_FROM = 8.0
@@ -60,13 +61,14 @@ def latency(manifest: dict[str, Any]) -> Chart | None:
     rows = _measured(manifest)
     if not rows:
         return None
-    numbers = [[_finite(row["latency_ms"][key]) for key in ("p50", "p95")] + _ends(row) for _, row in rows]
+    numbers = [[_finite(row["latency_ms"][key]) for key in ("p50", "p95")] + [*_ends(row)] for _, row in rows]
     axis = _axis([value for row in numbers for value in row], zero=True)
     bound = manifest["budget"].get("latency_p95_ms")
     marks = tuple(
         Mark(
             number, row["id"], row["status"], axis.place(p50), (axis.place(low), axis.place(high)),
-            f"{p50:.3f} ms ({low:.3f} to {high:.3f}), p95 {p95:.3f}", p95=axis.place(p95),
+            f"{supported(p50, low, high)} ms ({' to '.join(ends(low, high))}), p95 {significant(p95, 3)}",
+            p95=axis.place(p95),
         )
         for (number, row), (p50, p95, low, high) in zip(rows, numbers, strict=True)
     )  # fmt: skip
@@ -79,17 +81,18 @@ def accuracy(manifest: dict[str, Any]) -> Chart | None:
     rows = [(number, row) for number, row in _measured(manifest) if row["accuracy"]]
     if len(rows) < 2:
         return None
-    ends = [_accuracy_ends(row["accuracy"]) for _, row in rows]
+    spans = [_accuracy_ends(row["accuracy"]) for _, row in rows]
     values = [_finite(row["accuracy"]["value"]) for _, row in rows]
     x = _axis([v for _, row in rows for v in (_finite(row["latency_ms"]["p50"]), *_ends(row))], zero=True)
-    y = _axis([v for pair in ends for v in pair] + values, zero=False)
+    y = _axis([v for pair in spans for v in pair] + values, zero=False)
     marks = []
-    for (number, row), (low, high), value in zip(rows, ends, values, strict=True):
+    for (number, row), (low, high), value in zip(rows, spans, values, strict=True):
         p50, sides = float(row["latency_ms"]["p50"]), _ends(row)
         marks.append(
             Mark(
                 number, row["id"], row["status"], x.place(p50), (x.place(sides[0]), x.place(sides[1])),
-                f"{row['id']}: {p50:.3f} ms, {value:.2f}", y=y.place(value), y_ends=(y.place(low), y.place(high)),
+                f"{row['id']}: {supported(p50, *sides)} ms, {supported(value, low, high, 2)}",
+                y=y.place(value), y_ends=(y.place(low), y.place(high)),
             )
         )  # fmt: skip
     return Chart(x, tuple(marks), y)
@@ -101,9 +104,9 @@ def _measured(manifest: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:
     return [(number, row) for number, row in rows if row["latency_ms"]]
 
 
-def _ends(row: dict[str, Any]) -> list[float]:
+def _ends(row: dict[str, Any]) -> tuple[float, float]:
     low, high = row["latency_ms"]["ci95"]
-    return [_finite(low), _finite(high)]
+    return _finite(low), _finite(high)
 
 
 def _accuracy_ends(found: dict[str, Any]) -> Interval:

@@ -128,7 +128,7 @@ def loads(manifest: dict[str, Any]) -> list[str]:
             if row["latency_ms"]:
                 at = row["options"]
                 where = f"batch {at['batch']}, {at['threads']} threads, {at.get('streams', 1)} streams"
-                found.append(f"{row['id']}: {row['throughput_per_s']:.1f} samples a second at {where}")
+                found.append(f"{row['id']}: {significant(row['throughput_per_s'], 3)} samples a second at {where}")
     for row in manifest["candidates"]:
         load = row.get("load")
         if load:

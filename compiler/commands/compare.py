@@ -25,6 +25,7 @@ from compiler.commands.arguments import parser
 from compiler.comparison import GATES, Row
 from compiler.errors import ConfigError, GateError, IntegrityError, StepError, unknown_name
 from compiler.figures import Interval, Side, read_side
+from compiler.rounding import ends, supported
 from compiler.runtime.verify import read_manifest
 
 NONE = "-"
@@ -167,5 +168,7 @@ def _cell(value: Any, unit: str, interval: Interval | None) -> str:
     if value is None:
         return NONE
     digits = DIGITS[unit]
-    ends = f" ({interval[0]:.{digits}f} to {interval[1]:.{digits}f})" if interval else ""
-    return f"{value:.{digits}f}{ends}"
+    if not interval:
+        return f"{value:.{digits}f}"
+    low, high = interval
+    return f"{supported(value, low, high, digits)} ({' to '.join(ends(low, high, digits))})"
