@@ -13,6 +13,7 @@ from typing import Any
 from compiler.disk import copy, explain_os_errors
 from compiler.errors import CompilerError, ConfigError, GateError, IntegrityError
 from compiler.html import render
+from compiler.outputs import check_output_folder
 from compiler.provenance import statement
 from compiler.registries import GO_ON, Registry, connect
 from compiler.registries.oci import TITLE, Descriptor, Image, parse
@@ -73,6 +74,8 @@ def publish(
         raise ConfigError(
             f"{reference} names a digest", fix="publish to a tag, or to none: the content makes the digest"
         )
+    if reference.kind == "file":
+        check_output_folder(Path(reference.place))
     place, _ = read_manifest(folder)  # `latest` may lead elsewhere a moment later
     manifest = check(place, Policy()).manifest  # what the user demands of others' artifacts is not meant
     forced = _gate(manifest, place, force)

@@ -41,6 +41,19 @@ def need_tables() -> None:
         )
 
 
+def need_pages() -> None:
+    """Before work whose outcome is a page of HTML.
+
+    Raises:
+        MissingToolError: the library for it is not installed.
+    """
+    if importlib.util.find_spec("jinja2") is None:
+        raise MissingToolError(
+            "the report needs the Python package 'jinja2', which is not installed",
+            fix="pip install 'target-model-compiler[build]', or leave --report out",
+        )
+
+
 def printable(value: Any) -> Any:
     """A copy without control characters, in keys too: manifests and operators' names come from files."""
     if isinstance(value, dict):

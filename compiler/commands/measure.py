@@ -20,6 +20,7 @@ from typing import Any
 
 from compiler.commands.arguments import parser
 from compiler.errors import ConfigError
+from compiler.outputs import check_output_folder
 from compiler.terminal import need_tables
 
 
@@ -47,6 +48,8 @@ def run(arguments: list[str]) -> int:
     from compiler.runtime.verify import read_manifest
 
     folder, _ = read_manifest(given.path)
+    if given.write_bundle is not None:
+        check_output_folder(given.write_bundle)
     if given.add is not None:
         manifest = check(folder).manifest
         return _report(append(folder, manifest, given.add), manifest, given.json, OBSERVATION)

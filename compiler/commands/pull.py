@@ -13,9 +13,10 @@ from pathlib import Path
 from compiler.commands.arguments import add_trust_flags, parse_size, parser, policy_of
 from compiler.commands.transfers import shown
 from compiler.errors import ConfigError
+from compiler.outputs import check_output_file, write_output
 from compiler.registries.reference import parse
 from compiler.runtime import fetch
-from compiler.terminal import printable
+from compiler.terminal import need_pages, printable
 
 
 def run(arguments: list[str]) -> int:
@@ -27,11 +28,18 @@ def run(arguments: list[str]) -> int:
     options.add_argument("folder", metavar="DIR", type=Path, help="not there yet, empty, or pulled into before")
     add_trust_flags(options)
     options.add_argument("--max-bytes", metavar="SIZE", default="64GB", help="refuse what is larger (default 64GB)")
-    options.add_argument("--report", type=Path, metavar="FILE", help="write the report that was published with it too")
+    options.add_argument(
+        "--report", type=Path, metavar="FILE", help="write the verified manifest as one page of HTML too"
+    )
     options.add_argument("--json", action="store_true", help="print nothing but JSON")
     given = options.parse_args(arguments)
-    if given.report is not None and given.report.absolute().is_relative_to(given.folder.absolute()):
-        raise ConfigError(f"{given.report} is inside the artifact, which nothing changes", fix="choose another place")
+    if given.report is not None:
+        if given.report.absolute().is_relative_to(given.folder.absolute()):
+            raise ConfigError(
+                f"{given.report} is inside the artifact, which nothing changes", fix="choose another place"
+            )
+        check_output_file(given.report)
+        need_pages()
     reference, policy = parse(given.reference), policy_of(given)
     limit = parse_size(given.max_bytes)
     with shown("pulling") as tell:
@@ -39,7 +47,9 @@ def run(arguments: list[str]) -> int:
     for note in pulled.notes:
         print(f"note: {printable(note)}", file=sys.stderr)
     if given.report is not None:
-        fetch.report_of(reference.pinned(pulled.digest), given.report)
+        from compiler.html import render
+
+        write_output(given.report, render(pulled.manifest).encode())
     if given.json:
         record = {
             "reference": str(reference.pinned(pulled.digest)), "digest": pulled.digest, "folder": str(given.folder),

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from compiler.commands.arguments import parser
-from compiler.disk import write_atomically
 from compiler.errors import ConfigError
+from compiler.outputs import check_output_file, write_output
 from compiler.runtime.verify import local_folder, read_manifest
 
 REPORT = "report.html"
@@ -24,16 +24,12 @@ def run(arguments: list[str]) -> int:
     given = options.parse_args(arguments)
     folder, manifest = read_manifest(local_folder(given.path))
     file = _place(folder, manifest) if given.output is None else given.output
-    if folder in (file.absolute().parent.resolve(), *file.absolute().parent.resolve().parents):
-        raise ConfigError(f"{file} is inside the version, which nothing changes", fix="choose another place")
+    check_output_file(file)
     from compiler.html import render
     from compiler.observations import listing
 
     page = render(manifest, listing(folder))
-    try:
-        write_atomically(file, page.encode())
-    except OSError as error:
-        raise ConfigError(f"cannot write {file}: {error.strerror}", fix="choose another place: --output FILE") from None
+    write_output(file, page.encode())
     print(file)
     return 0
 

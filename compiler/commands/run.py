@@ -9,14 +9,15 @@ Any number of samples, (n, ...); as many at a time as the artifact was tuned for
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from compiler.commands.arguments import add_trust_flags, parser, policy_of
 from compiler.errors import ConfigError
+from compiler.outputs import check_output_file, write_output
 from compiler.pictures import SUFFIXES
-from compiler.stage import write_array
 
 if TYPE_CHECKING:
     from compiler.runtime import Model
@@ -45,6 +46,7 @@ def run(arguments: list[str]) -> int:
     options.add_argument("--runtime", action="append", default=[], metavar="MODULE", help="allow a runtime of your own")
     add_trust_flags(options)
     given = options.parse_args(arguments)
+    check_output_file(given.output)
 
     import numpy as np
 
@@ -61,13 +63,12 @@ def run(arguments: list[str]) -> int:
     images = given.images or (not given.raw and len(values) == 1 and first.dtype == np.uint8 and first.ndim == 4)
     results = [model.predict(first)] if images else model.run_batch(values)
     shown = results if given.output.suffix == ARCHIVE else results[:1]
-    try:
-        if given.output.suffix == ARCHIVE:
-            _write_archive(given.output, dict(zip(model.names("outputs"), results, strict=False)))
-        else:
-            write_array(given.output, results[0])
-    except OSError as error:
-        raise ConfigError(f"cannot write {given.output}: {error.strerror}", fix="choose another place") from None
+    written = io.BytesIO()
+    if given.output.suffix == ARCHIVE:
+        _write_archive(written, dict(zip(model.names("outputs"), results, strict=False)))
+    else:
+        np.save(written, results[0])
+    write_output(given.output, written.getvalue())
     print(f"{given.output}: {', '.join(f'{value.dtype} {tuple(value.shape)}' for value in shown)}")
     return 0
 
@@ -92,7 +93,7 @@ def _read(file: Path, model: Model) -> list[Any]:
     return [found[name] for name in names]
 
 
-def _write_archive(file: Path, arrays: dict[str, Any]) -> None:
+def _write_archive(file: io.BytesIO, arrays: dict[str, Any]) -> None:
     """As `numpy.savez`, which takes no name for granted: an output may be called `file`."""
     import zipfile
 

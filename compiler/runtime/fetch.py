@@ -17,7 +17,7 @@ from compiler.errors import CompilerError, ConfigError, IntegrityError
 from compiler.registries import GO_ON, Registry, connect, seen
 from compiler.registries.oci import Descriptor, Image, digest_of, parse
 from compiler.registries.reference import Reference
-from compiler.registries.transfer import MAX_BYTES, Progress, fetch, read_small, resolve, silent
+from compiler.registries.transfer import MAX_BYTES, Progress, fetch, resolve, silent
 from compiler.runtime.trust import Policy, Trust, check, demand
 from compiler.runtime.verify import MANIFEST, SIGNATURE, read_manifest
 from compiler.runtime.verify import VERSION as VERSION_NAME
@@ -29,7 +29,6 @@ CREATED, VERSION = "org.opencontainers.image.created", "org.opencontainers.image
 ANNOTATION = "target-model-compiler."
 """What our own annotations begin with."""
 FORCED = ANNOTATION + "forced"
-MAX_REPORT_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -118,21 +117,6 @@ def cached(reference: Reference, policy: Policy | None = None, tell: Progress = 
         logger.warning("%s", note)  # nobody else tells whoever loads it
     _remember(reference, image, pulled.manifest)
     return Pulled(pulled.folder, pulled.digest, pulled.trust, notes, pulled.new)
-
-
-def report_of(reference: Reference, file: Path) -> None:
-    """Writes the report that was published with an artifact.
-
-    Raises:
-        ConfigError: none was, or it cannot be written.
-    """
-    registry = connect(reference)
-    layer = resolve(registry, reference).layer(REPORT)
-    if layer is None or layer.size > MAX_REPORT_BYTES:
-        raise ConfigError(f"{reference} has no report", fix="see the artifact itself: python -m compiler show DIR")
-    data = read_small(registry, layer, MAX_REPORT_BYTES)
-    with explain_os_errors(file, GO_ON):
-        file.write_bytes(data)
 
 
 def versions(registry: Registry) -> list[dict[str, Any]]:
