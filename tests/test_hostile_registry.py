@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 from compiler.errors import ConfigError, IntegrityError, StepError
 from compiler.registries import GO_ON, Broken, connect, credentials, http, oci, patience, seen, upload
 from compiler.registries.addresses import check_reachable, range_of
-from compiler.registries.http import Http, origin_of
+from compiler.registries.http import Http, origin_of, retry_after
 from compiler.registries.layout import Layout
 from compiler.registries.oci import Image, describe, digest_of
 from compiler.registries.patience import Patience
@@ -720,6 +720,44 @@ def test_token_service_that_is_busy_is_asked_again(registry: Hostile, status: in
     )
     registry.replies["GET /token"] = lambda _got: busy.pop() if busy else (200, {}, b'{"token": "good"}')
     assert connect(reference(registry)).tags() == ["v1"]
+
+
+def test_registry_that_asks_for_time_is_left_alone_for_that_time(
+    registry: Hostile, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Longer than patience lasts without being asked: what is asked for counts, and is asked for once."""
+    monkeypatch.setattr(Patience.__init__, "__defaults__", (0.5,))
+    began = time.monotonic()
+    registry.replies["GET /v2/one/tags/"] = lambda _got: (
+        (429, {"Retry-After": "2"}, b"") if time.monotonic() < began + 1.9 else (200, {}, b'{"tags": ["v1"]}')
+    )
+    assert connect(reference(registry)).tags() == ["v1"]
+    assert 2.0 <= time.monotonic() - began < 10 and len(registry.got) == 2
+    assert "waiting 2 s" in caplog.text and "as it asks: HTTP 429" in caplog.text
+
+
+@pytest.mark.parametrize("after", ["301", "99999999999", "Fri, 31 Dec 9999 23:59:59 GMT"])
+def test_registry_that_asks_for_more_time_than_is_waited_is_named_with_that_time(registry: Hostile, after: str) -> None:
+    registry.replies["GET /v2/one/tags/"] = 503, {"Retry-After": after}, b""
+    with pytest.raises(StepError, match=r"asks to be left alone for \d+ s \(HTTP 503\); at most 300 s") as caught:
+        connect(reference(registry)).tags()
+    assert "after that time" in caught.value.fix and len(registry.got) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "date", "seconds"),
+    [
+        ("75", None, 75.0), (" 0 ", None, 0.0), ("-1", None, None), ("soon", None, None), ("", None, None),
+        (None, None, None),
+        ("Wed, 21 Oct 2026 07:28:30 GMT", "Wed, 21 Oct 2026 07:28:00 GMT", 30.0),
+        ("Wed, 21 Oct 2026 07:27:00 GMT", "Wed, 21 Oct 2026 07:28:00 GMT", 0.0),
+        ("Wed, 21 Oct 2026 07:27:00 GMT", "garbage", None), ("\u0663", None, None),
+    ],
+)  # fmt: skip
+def test_retry_after_is_seconds_or_a_date_by_the_servers_clock(
+    given: str | None, date: str | None, seconds: float | None
+) -> None:
+    assert retry_after(given, date) == seconds
 
 
 def test_user_without_a_home_or_with_files_that_may_not_be_read_goes_without(

@@ -49,7 +49,14 @@ class Registry(Protocol):
 
 
 class Broken(Exception):
-    """A transfer ended before its time: the connection was lost, or the server is not there for the moment."""
+    """A transfer ended before its time: the connection was lost, or the server is not there for the moment.
+
+    `retry_after_s`: how long the server asks to be left alone, in seconds, where it does (RFC 9110, section 10.2.3).
+    """
+
+    def __init__(self, what: str, retry_after_s: float | None = None) -> None:
+        super().__init__(what)
+        self.retry_after_s = retry_after_s
 
 
 def connect(reference: Reference, writing: bool = False) -> Registry:

@@ -13,6 +13,8 @@ import ssl
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
@@ -128,6 +130,12 @@ class Answer:
         said = f"{first.get('code', '')} {first.get('message', '')}"
         return str(first.get("code", "")), "".join(c for c in said if c.isprintable())[:200].strip()
 
+    def busy(self, what: str = "") -> Broken:
+        """The error that stands for one of `PASSING`, with the time that the server asks for."""
+        return Broken(
+            f"{what}HTTP {self.status}", retry_after(self.headers.get("Retry-After"), self.headers.get("Date"))
+        )
+
     def leads_to(self) -> tuple[Origin, str]:
         """Where its `Location` is, seen from what was asked for. Raises IntegrityError where that is no address."""
         asked = f"{self.origin.scheme}://{self.origin.netloc}{self.path}"
@@ -136,6 +144,22 @@ class Answer:
         except ValueError:
             url = ""
         return origin_of(url)
+
+
+def retry_after(given: str | None, date: str | None) -> float | None:
+    """Seconds from a `Retry-After` header, which holds seconds or a date; None where it says nothing that makes sense.
+
+    A date is taken against the server's own `Date`, where it is given: the two clocks may differ.
+    """
+    text = (given or "").strip()
+    if text.isascii() and text.isdigit():
+        return float(text[:9])
+    try:
+        until = parsedate_to_datetime(text)
+        now = parsedate_to_datetime(date) if date else datetime.now(UTC)
+        return max(0.0, (until - now).total_seconds())
+    except (ValueError, TypeError, OverflowError):
+        return None
 
 
 class Http:

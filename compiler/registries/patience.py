@@ -12,6 +12,8 @@ from compiler.registries.workers import current
 
 PATIENCE_S = 60.0
 """Since the registry last got further: longer than one stall (`http.ANSWER_S`), so that another attempt follows it."""
+MOST_RETRY_AFTER_S = 300.0
+"""Of all the time that a registry asks to be left alone without getting further."""
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.25, 8.0
 QUIET_S = 3.0
 """Who waits for longer is told why."""
@@ -29,6 +31,7 @@ class Patience:
         """The registry has done something: patience begins anew."""
         self._since, self._pause, self._said = time.monotonic(), FIRST_PAUSE_S, False
         self._until = self._since + self._seconds
+        self._asked_until = self._since + MOST_RETRY_AFTER_S
 
     def wait(self, error: Broken) -> None:
         """Sleeps before the next attempt.
@@ -39,6 +42,9 @@ class Patience:
         """
         current().check()
         now = time.monotonic()
+        if error.retry_after_s:
+            self._wait_as_asked(error, error.retry_after_s, now)
+            return
         if now + self._pause > self._until:
             raise StepError(
                 f"{self._where} cannot be reached: {error}",
@@ -49,3 +55,15 @@ class Patience:
             logger.warning("waiting for %s: %s", self._where, error)
         current().pause(self._pause * random.uniform(0.5, 1.0))  # noqa: S311 - clients are not to come back at once
         self._pause = min(self._pause * 2, LAST_PAUSE_S)
+
+    def _wait_as_asked(self, error: Broken, asked_s: float, now: float) -> None:
+        """Sleeps for as long as the registry asks; then it has as much time to answer as at first."""
+        if now + asked_s > self._asked_until:
+            raise StepError(
+                f"{self._where} asks to be left alone for {asked_s:.0f} s ({error}); at most "
+                f"{MOST_RETRY_AFTER_S:.0f} s are waited in all",
+                fix="give the same command again after that time: it goes on where it was",
+            ) from error
+        logger.warning("waiting %.0f s for %s, as it asks: %s", asked_s, self._where, error)
+        current().pause(asked_s * random.uniform(1.0, 1.05))  # noqa: S311 - clients are not to come back at once
+        self._until = time.monotonic() + self._seconds

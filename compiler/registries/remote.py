@@ -187,7 +187,7 @@ class Remote:
         if answer.status in statuses:
             return
         if answer.status in PASSING:
-            raise Broken(f"HTTP {answer.status}")
+            raise answer.busy()
         code, words = answer.errors()
         raise Refused(
             f"{answer.origin.netloc} answers HTTP {answer.status}{': ' + words if words else ''}",

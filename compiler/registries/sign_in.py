@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from urllib.parse import urlencode
 
 from compiler.errors import ConfigError, StepError
-from compiler.registries import Broken, credentials
+from compiler.registries import credentials
 from compiler.registries.credentials import Credentials
 from compiler.registries.http import PASSING, Answer, Http, Origin, origin_of
 
@@ -93,7 +93,7 @@ class SignIn:
                 headers["Authorization"] = _basic(found)
         with self._http.ask("POST" if body else "GET", origin, path, headers, body) as answer:
             if answer.status in PASSING:
-                raise Broken(f"{origin.netloc}, where its tokens come from, answers HTTP {answer.status}")
+                raise answer.busy(f"{origin.netloc}, where its tokens come from, answers ")
             record = answer.record()
             if answer.status in (401, 403):
                 raise self._no_token(origin, found is not None)

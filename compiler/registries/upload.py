@@ -136,7 +136,7 @@ class Upload:
             return False
         with self._remote.ask("GET", self._location) as answer:
             if answer.status in PASSING:
-                raise Broken(f"HTTP {answer.status}")
+                raise answer.busy()
             found = RANGE.fullmatch(answer.headers.get("Range") or "")
             there = int(found[1]) + 1 if found and found[1] != "0" else 0  # some say 0-0 for nothing
             if answer.status != 204 or there > self._blob.size:
