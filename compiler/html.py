@@ -21,7 +21,8 @@ MEANING = {
     "deferred": "a candidate could not be built here: the choice is open",
 }
 HOST = (
-    "cpu_model", "board", "arch", "cores", "memory_mb", "os", "kernel", "virtualized", "governor", "gpu", "driver",
+    "cpu_model", "board", "arch", "cores", "memory_mb", "os", "kernel", "virtualized", "governor", "cpu_quota",
+    "memory_limit_mb", "gpu", "driver",
     "isa", "fingerprint", "reference_ms", "reference_drift", "temperature_c", "load_average",
 )  # fmt: skip
 NO_MANIFEST = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)

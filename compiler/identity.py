@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 import typing
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from compiler.keys.tools import Tools
 from compiler.launch import settings
 from compiler.lookup import reference
 from compiler.plan import Plan, Step
+from compiler.runtime.control_group import usable_cores
 from compiler.runtime.host import describe
 from compiler.schema import Config
 from compiler.stage import Stage
@@ -51,7 +51,7 @@ class KeyMaker:
         if step.stage.numeric:
             document["numeric"] = {
                 "seed": self._config.seed,
-                "threads": len(os.sched_getaffinity(0)),
+                "threads": usable_cores(),
                 "isa": self._memo.once("isa", "", build_isa),
             }
         if step.stage.on_host:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from compiler.identity import KeyMaker, explain, is_path_field, key_of, resolve_
 from compiler.lookup import reference
 from compiler.outcome import Outcome, StepRecord, Watcher
 from compiler.plan import Plan, Step
+from compiler.runtime.control_group import usable_cores
 from compiler.runtime.memory import total_mb
 from compiler.store import Origin, Result, Store, locks
 from compiler.turns import turn
@@ -49,7 +49,7 @@ class Walker:
         """All that was found out so far."""
         self._ahead: dict[str, tuple[launch.Worker, contextlib.ExitStack]] = {}
         config = plan.config
-        cores = len(os.sched_getaffinity(0))
+        cores = usable_cores()
         self._jobs = config.executor.jobs if config.executor.jobs > 0 else max(1, min(cores, MAX_JOBS))
         self._cores = cores
         self._caches = store.root.absolute() / "caches"

@@ -76,11 +76,19 @@ def run(arguments: list[str]) -> int:
     else:
         print(
             f"host: {machine['cpu_model']}, {machine['arch']}, {machine['cores']} cores, {machine['memory_mb']} MB, "
-            f"{machine['os']}, {_gpu(machine)}fingerprint {machine['fingerprint']}"
+            f"{_limits(machine)}{machine['os']}, {_gpu(machine)}fingerprint {machine['fingerprint']}"
         )
         for check in checks:
             print(f"{'ok  ' if check['ok'] else 'LACK'}  {check['check']}: {check['says']}")
     return 4 if any(c["needed"] and not c["ok"] for c in checks) else 0
+
+
+def _limits(machine: dict[str, Any]) -> str:
+    """What a container may use of the machine."""
+    quota, memory = machine["cpu_quota"], machine["memory_limit_mb"]
+    parts = [f"CPU quota of {quota:g} cores"] if quota else []
+    parts += [f"memory limit of {memory} MB"] if memory else []
+    return f"{' and '.join(parts)} by its control group, " if parts else ""
 
 
 def _gpu(machine: dict[str, Any]) -> str:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 import platform
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from compiler.runtime import gpu
+from compiler.runtime import control_group, gpu
 
 LEAST_MEMORY_SHARE = 0.8  # a board sold with 4 GB shows its system less
 FINGERPRINTED = ("cpu_model", "isa", "cores", "memory_mb", "os", "kernel", "virtualized", "governor")
+WHERE_THERE = ("cpu_quota", "memory_limit_mb", *gpu.DECISIVE)
+"""Part of the fingerprint of the hosts that have it, so that the others keep theirs."""
 
 
 @functools.cache
@@ -25,14 +26,14 @@ def profile() -> dict[str, Any]:
     return {
         "arch": platform.machine(),
         "isa": sorted((info.get("flags") or info.get("Features") or "").split()),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": control_group.usable_cores(),
         "memory_mb": _memory_mb(),
     }
 
 
 def describe() -> dict[str, Any]:
     """This host as `measured_on` records it, with a `fingerprint` over what decides a latency."""
-    info = _cpuinfo()
+    info, limit = _cpuinfo(), control_group.memory_limit_mb()
     model = _read("/proc/device-tree/model").rstrip("\0")
     record: dict[str, Any] = {
         "cpu_model": info.get("model name") or ARM_PARTS.get(info.get("CPU part", "").lower()) or "unknown",
@@ -45,9 +46,11 @@ def describe() -> dict[str, Any]:
         "kernel": platform.release(),
         "virtualized": "hypervisor" in (info.get("flags") or "").split(),
         "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or "unknown",
+        "cpu_quota": control_group.cpu_quota(),
+        "memory_limit_mb": limit and round(limit),
         **gpu.describe(),
     }
-    decisive = {name: record[name] for name in FINGERPRINTED} | {n: record[n] for n in gpu.DECISIVE if record.get(n)}
+    decisive = {name: record[name] for name in FINGERPRINTED} | {n: record[n] for n in WHERE_THERE if record.get(n)}
     text = json.dumps(decisive, sort_keys=True)
     return record | {"fingerprint": hashlib.sha256(text.encode()).hexdigest()[:16]}
 
@@ -106,7 +109,9 @@ def _cpuinfo() -> dict[str, str]:
 
 def _memory_mb() -> int:
     match = re.search(r"MemTotal:\s+(\d+) kB", _read("/proc/meminfo"))
-    return int(match.group(1)) // 1024 if match else 0
+    total = int(match.group(1)) // 1024 if match else 0
+    limit = control_group.memory_limit_mb()
+    return total if limit is None else min(total, int(limit))
 
 
 def _os_name() -> str:

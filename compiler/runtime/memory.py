@@ -6,6 +6,8 @@ import os
 import re
 from pathlib import Path
 
+from compiler.runtime import control_group
+
 
 def resident_mb(pid: int) -> float:
     """Resident set of a process in MB (2^20 bytes); 0 where it is gone."""
@@ -39,24 +41,15 @@ def total_mb() -> float:
     """Memory in MB (2^20 bytes) that the host has, or the control group may use where that is less."""
     match = re.search(r"MemTotal:\s+(\d+) kB", _read("/proc/meminfo"))
     total = int(match.group(1)) / 1024 if match else float("inf")
-    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        most = _read(limit).strip()
-        if most.isdigit():
-            total = min(total, int(most) / (1 << 20))
-    return total
+    return min(total, control_group.memory_limit_mb() or total)
 
 
 def available_mb() -> float:
     """Memory that processes here can still get, in MB: the host's, or the control group's where that is less."""
     match = re.search(r"MemAvailable:\s+(\d+) kB", _read("/proc/meminfo"))
     free = int(match.group(1)) / 1024 if match else float("inf")
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        most, now = _read(limit).strip(), _read(used).strip()
-        if most.isdigit() and now.isdigit():
-            free = min(free, (int(most) - int(now)) / (1 << 20))
+    left = control_group.memory_free_mb()
+    free = free if left is None else min(free, left)
     return max(0.0, free)
 
 

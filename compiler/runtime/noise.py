@@ -109,6 +109,9 @@ def reasons(
     limit = max(SWITCHES_PER_S, scale * idle["switches_per_s"])
     if others > SOME_OTHERS and rate > limit and active > LEAST_TELLING_S:
         found.append(f"the reference was interrupted {rate:.0f} times a second")
+    throttled = sum(f.get("throttled_periods", 0) for f in facts)
+    if throttled:
+        found.append(f"the CPU quota of the container stopped it in {throttled} periods")
     void = sum(int(f["void"]).bit_count() for f in facts)
     if void:
         found.append(f"the machine slowed itself down (heat or power): {void} bursts are void")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from compiler.errors import MissingToolError, StepError
-from compiler.runtime import memory, sensors
+from compiler.runtime import control_group, memory, sensors
 from compiler.runtime.names import ON_GPU
 from compiler.runtime.pipeline import CALLS_SHARE
 from compiler.runtime.visitor import OutOfMemory, Visitor, pool_threads
@@ -144,6 +144,7 @@ def _take_turns(
         name: {"seconds": 0.0, "switches": 0, "void": 0, "mhz": []} for name in visitors
     }
     cpu = {name: visitor.ask("cpu")["cpu_s"] for name, visitor in visitors.items()}
+    throttled = control_group.throttled_periods()
     busy, stolen, own, wall = sensors.busy_seconds(), sensors.stolen_seconds(), time.process_time(), time.monotonic()
     for turn in range(PASSES):
         for name in shuffler.sample(sorted(visitors), len(visitors)):
@@ -172,6 +173,7 @@ def _take_turns(
     shared = {
         "others_share": max(0.0, sensors.busy_seconds() - busy - used) / (wall * cores),
         "steal_share": (sensors.stolen_seconds() - stolen) / (wall * cores),
+        "throttled_periods": control_group.throttled_periods() - throttled,
         "round_seconds": wall,
         "load_average": sensors.load_average(),
         "temperature_c": sensors.temperature_c(),

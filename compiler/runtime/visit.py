@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from compiler.runtime import gpu, sensors
+from compiler.runtime.control_group import usable_cores
 from compiler.runtime.names import ON_GPU, libraries_of
 
 WARMUP_WINDOW = 25
@@ -54,7 +55,7 @@ class Visit:
         self._bundle = bundle
         self._entry = next(c for c in spec["candidates"] if c["id"] == candidate)
         self._options = {**self._entry["options"], **options}
-        cores = len(os.sched_getaffinity(0))
+        cores = usable_cores()
         self._threads = min(cores, int(self._options.get("threads") or spec["protocol"]["threads"]))
         self._streams = int(self._options.get("streams") or 1)
         self._call: Callable[[Any], Any]

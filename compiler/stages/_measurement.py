@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,6 +13,7 @@ from compiler.conversion import SIGNATURE
 from compiler.errors import ConfigError
 from compiler.runtime import host
 from compiler.runtime.bundle import REFERENCE
+from compiler.runtime.control_group import usable_cores
 from compiler.runtime.names import distributions_of, module_of, modules_of
 from compiler.stage import CANDIDATES, Stage
 
@@ -67,7 +67,7 @@ class Measurement(Stage):
 
     def usable_threads(self) -> int:
         """The target's number of threads, or as many as this host has."""
-        return max(1, min(self.threads, len(os.sched_getaffinity(0))))
+        return max(1, min(self.threads, usable_cores()))
 
     def is_target(self, record: Mapping[str, Any]) -> bool:
         """Whether the host that `record` describes is the target itself."""

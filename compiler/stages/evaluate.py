@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import platform
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -114,11 +113,12 @@ class Evaluate(Stage):
         """The model's logits, float32 (up to `CHUNK`, classes), chunk by chunk with the index of the first sample."""
         import numpy as np
 
+        from compiler.runtime.control_group import usable_cores
         from compiler.runtime.preprocess import decode, encode
         from compiler.runtime.session import open_model
 
         signature = json.loads((inputs["model"] / SIGNATURE).read_text())
-        options = {"threads": len(os.sched_getaffinity(0)), **self.options}
+        options = {"threads": usable_cores(), **self.options}
         session = open_model(self.runtime, inputs["model"] / self.artifact, options)
         images = np.load(inputs["samples"] / f"{self.split}.npy", mmap_mode="r", allow_pickle=False)
         batch = signature["inputs"][0]["shape"][0]
