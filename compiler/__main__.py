@@ -31,7 +31,18 @@ VERBS = {
     "store": "looks after stored results: ls, gc, fsck",
 }
 BUILD_PACKAGES = ("hydra", "omegaconf", "rich", "numpy", "yaml", "jinja2", "markupsafe")
-HYDRA_FLAGS = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--package", "-p", "--shell-completion", "-sc")
+HYDRA_FLAGS = (
+    "--cfg",
+    "-c",
+    "--info",
+    "-i",
+    "--hydra-help",
+    "--package",
+    "-p",
+    "--resolve",
+    "--shell-completion",
+    "-sc",
+)
 
 
 def main() -> int:
@@ -108,31 +119,10 @@ def _dispatch(arguments: list[str]) -> int:
         verb, rest = first, arguments[1:]
     if verb not in VERBS:
         raise unknown_name("verb", verb, VERBS)
-    if verb in ("build", "plan") and any(a.partition("=")[0] in HYDRA_FLAGS for a in rest):
-        return _hydra(rest)
-    code: int = importlib.import_module(f"compiler.commands.{verb}").run(rest)
+    asks_hydra = verb in ("build", "plan") and any(word.partition("=")[0] in HYDRA_FLAGS for word in rest)
+    module = "hydra_flags" if asks_hydra else verb
+    code: int = importlib.import_module(f"compiler.commands.{module}").run(rest)
     return code
-
-
-def _hydra(arguments: list[str]) -> int:
-    """Hydra's own flags, answered by Hydra itself."""
-    import hydra
-
-    from compiler.config import register_resolvers
-    from compiler.overrides import conf_dir
-
-    register_resolvers()
-    sys.argv = [sys.argv[0], "hydra.output_subdir=null", "hydra.run.dir=.", *arguments]
-
-    @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
-    def show(_config: object) -> None:
-        """Hydra prints what its flags ask for and never gets here."""
-
-    try:
-        show()
-    except SystemExit as stop:
-        return 2 if stop.code else 0
-    return 0
 
 
 def _help() -> str:

@@ -6,17 +6,18 @@ Hydra and OmegaConf are imported inside the functions that need them: `show`, `r
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from compiler import typed
 from compiler.errors import ConfigError, did_you_mean, unknown_name
 from compiler.names import check_names
-from compiler.overrides import check_override, conf_dir, expand_models, options, quoted
+from compiler.overrides import as_text, check_override, conf_dir, expand_models, options, quoted
 from compiler.registries.reference import parse as parse_reference
 from compiler.runtime.verify import MANIFEST, SIDECARS
 from compiler.schema import Budget, Candidate, Config, Model
@@ -63,28 +64,33 @@ def expand_sweep(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> 
     from hydra.errors import HydraException
 
     try:
-        parsed = OverridesParser.create().parse_overrides(expand_models(overrides, config_dirs))
+        words = [as_text(word, sweep=True) for word in expand_models(overrides, config_dirs)]
+        parsed = OverridesParser.create().parse_overrides(words)
         batches = BasicSweeper.split_arguments(parsed, max_batch_size=None)
     except HydraException as error:
         raise _translated(error) from error
     return [list(job) for batch in batches for job in batch]
 
 
-def _hydra_compose(overrides: Sequence[str], config_dirs: Sequence[Path]) -> Any:
+def search_path(config_dirs: Sequence[Path]) -> list[str]:
+    """The override by which Hydra looks into the user's own folders, too."""
+    folders = ",".join(quoted(f"file://{folder.resolve()}") for folder in config_dirs)
+    return [f"hydra.searchpath=[{folders}]"] if config_dirs else []
+
+
+@contextlib.contextmanager
+def hydra_errors(config_dirs: Sequence[Path] = ()) -> Iterator[None]:
+    """Turns what Hydra, OmegaConf and PyYAML raise while they compose into this project's errors.
+
+    Raises:
+        ConfigError: with the key, or the user's file that cannot be read.
+    """
     import yaml
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    register_resolvers()
-    folders = ",".join(quoted(f"file://{folder.resolve()}") for folder in config_dirs)
-    extra = [f"hydra.searchpath=[{folders}]"] if config_dirs else []
-    GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-            return hydra_compose("config", overrides=[*overrides, *extra])
+        yield
     except (HydraException, OmegaConfBaseException) as error:
         raise _translated(error) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -93,6 +99,17 @@ def _hydra_compose(overrides: Sequence[str], config_dirs: Sequence[Path]) -> Any
         raise ConfigError(
             str(error), fix="a group takes the name of one of its files; set single keys as GROUP.KEY"
         ) from error
+
+
+def _hydra_compose(overrides: Sequence[str], config_dirs: Sequence[Path]) -> Any:
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    register_resolvers()
+    GlobalHydra.instance().clear()
+    with hydra_errors(config_dirs), initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        return hydra_compose("config", overrides=[*overrides, *search_path(config_dirs)])
 
 
 def _typed(raw: Any, config_dirs: Sequence[Path]) -> Config:

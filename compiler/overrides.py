@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
+import types
+import typing
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from compiler.errors import ConfigError, did_you_mean, unknown_name
 from compiler.schema import Config
@@ -30,8 +33,40 @@ def options(group: str, config_dirs: Sequence[Path] = ()) -> list[str]:
 
 
 def quoted(value: str) -> str:
-    """A value as Hydra's grammar takes any text: in quotes."""
-    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    """A value as Hydra's grammar takes any text: in quotes. Backslashes count only before a quote."""
+    return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value) + "'"
+
+
+def as_text(override: str, sweep: bool = False) -> str:
+    """The override with its value quoted, where the schema says that the key holds text.
+
+    Hydra's grammar would read `1e5` as a number, and refuse `=`, spaces, `~` and letters outside ASCII. Quoted values,
+    `null`, and in a `sweep` comma-separated ones stay as they are.
+    """
+    key, _, value = override.partition("=")
+    if (
+        not value
+        or value[0] in "'\""
+        or value == "null"
+        or (sweep and "," in value)
+        or not _holds_text(key.lstrip("+"))
+    ):
+        return override
+    return f"{key}={quoted(value)}"
+
+
+@functools.cache
+def _holds_text(key: str) -> bool:
+    """Whether the schema's field of this dotted key is a text: `str`, or `str` and None."""
+    kind: Any = Config
+    for name in key.split("."):
+        if dataclasses.is_dataclass(kind):
+            kind = typing.get_type_hints(kind).get(name)
+        elif typing.get_origin(kind) is dict:
+            kind = typing.get_args(kind)[1]
+        else:
+            return False
+    return kind is str or (str in typing.get_args(kind) and typing.get_origin(kind) is types.UnionType)
 
 
 def check_override(override: str, config_dirs: Sequence[Path]) -> str:
@@ -54,7 +89,9 @@ def check_override(override: str, config_dirs: Sequence[Path]) -> str:
     known = [f.name for f in dataclasses.fields(Config)]
     if bare.partition(".")[0].partition("@")[0] not in (*known, "hydra"):
         raise ConfigError(f"unknown key {bare!r}{did_you_mean(bare, known)}", fix=f"known: {', '.join(known)}")
-    if bare == key and value and not re.fullmatch(r"[\x20-\x7e]*", value) and value[0] not in "'\"[{":
+    if (text := as_text(override)) != override:
+        override = text
+    elif bare == key and value and not re.fullmatch(r"[\x20-\x7e]*", value) and value[0] not in "'\"[{":
         override = f"{key}={quoted(value)}"  # Hydra's grammar knows ASCII only, file systems know more
     return f"++{override}" if "." in key and bare == key and not key.startswith("hydra.") else override
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 from conftest import CONF, command
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from compiler.config import compose, expand_sweep
 from compiler.errors import ConfigError
@@ -86,6 +88,92 @@ def test_hydras_own_flags_work_and_write_nothing(tmp_path: Path) -> None:
     assert command("target=rpi4", "--info", "searchpath", cwd=tmp_path).code == 0
     assert command("target=nope", "--cfg", "job", cwd=tmp_path).code == 2
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--cfg", "job", "target=rpi4", "model.name=abc"), ("target=rpi4", "-c", "job", "model.name=abc"),
+        ("plan", "target=rpi4", "--cfg=job", "model.name=abc"), ("--cfg", "job", "target=rpi4", "--", "model.name=abc"),
+        ("--config-dir", "tests/conf", "-cd", "tests/conf/more", "--cfg", "job", "target=rpi4", "model.name=abc"),
+    ],
+)  # fmt: skip
+def test_cfg_may_stand_anywhere(words: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    done = command(*(word.replace("tests/conf/more", str(tmp_path / "more")) for word in words))
+    assert done.code == 0 and "name: abc" in done.out, done.err
+
+
+def test_cfg_of_a_multirun_shows_each_job() -> None:
+    done = command("--multirun", "--cfg", "job", "target=rpi4,xeon", "--package", "target.name")
+    assert done.code == 0 and "rpi4" in done.out and "xeon" in done.out, done.err
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (("--cfg",), "expected one argument"), (("--cfg", "jobs"), "invalid choice"),
+        (("--info", "x"), "invalid choice"),
+        (("--cfg", "job", "target=rpi5"), "did you mean 'rpi4'"), (("--cfg", "job", "nokey=1"), "unknown key 'nokey'"),
+        (("--cfg", "job", "--multirun", "target=rpi4,nope"), "unknown target 'nope'"),
+        (("--cfg", "job", "--bogus", "target=rpi4"), "unknown flag '--bogus'"),
+        (("--info", "all", "target=rpi4", "model.name=${x"), "no viable alternative"),
+    ],
+)  # fmt: skip
+def test_hydras_flags_fail_with_the_codes_and_lines_of_every_verb(words: tuple[str, ...], what: str) -> None:
+    done = command(*words)
+    fix, cause = done.last_lines()
+    assert done.code == 2 and what in cause and fix.startswith("try: ") and "Traceback" not in done.err, done.err
+
+
+TEXTS = [
+    "a b",
+    "a=b,c",
+    "~/x",
+    "1e5",
+    "0x10",
+    "true",
+    "[x]",
+    "{a: b}",
+    "it's",
+    'say "hi"',
+    "a\\b",
+    "ends\\",
+    "größe 零",
+    "a\tb",
+    "#x",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_on_the_command_line_is_taken_as_it_is(text: str) -> None:
+    from compiler.config import compose
+
+    config = compose(["target=rpi4", f"model.weights={text}", f"target.description={text}", f"artifacts_dir={text}"])
+    assert (config.model.weights, config.target.description, config.artifacts_dir) == (text, text, text)
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), min_size=1, max_size=20))
+@settings(max_examples=30, deadline=None)
+def test_any_text_without_an_interpolation_reaches_the_configuration(text: str) -> None:
+    from compiler.overrides import as_text
+
+    if "${" in text or text[0] in "'\"" or text == "null":
+        return
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parsed = OverridesParser.create().parse_override(as_text(f"model.weights={text}"))
+    assert str(parsed.value()) == text
+
+
+def test_what_is_no_text_keeps_its_grammar() -> None:
+    from compiler.overrides import as_text
+
+    for word in ("data.mean=[0.5,0.5,0.5]", "candidates=[a,b]", "budget.size_mb=1e1", "model.weights=null", "seed=3",
+                 "model.weights='quoted, already'", "steps.fuse.x=1", "~model.weights", "target=rpi4"):  # fmt: skip
+        assert as_text(word) == word
+    assert as_text("model.name=a,b", sweep=True) == "model.name=a,b"
+    assert as_text("+toolchains.old.python=/opt/my python") == "+toolchains.old.python='/opt/my python'"
 
 
 def test_users_own_target_in_their_own_folder(tmp_path: Path) -> None:

@@ -61,6 +61,15 @@ def parse_config_arguments(verb: str, doc: str, arguments: list[str]) -> ConfigA
     """
     options = parser(verb, doc)
     options.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="any Hydra override; target=NAME is needed")
+    options.add_argument("--json", action="store_true", help="print nothing but JSON")
+    add_config_flags(options)
+    options.epilog = "Hydra's --cfg, --info, --hydra-help and --package work too."
+    given = options.parse_intermixed_args(arguments)
+    return ConfigArguments(given.overrides, given.config_dir, given.json, given.multirun)
+
+
+def add_config_flags(options: Parser) -> None:
+    """--config-dir and --multirun of the verbs that compose a configuration."""
     options.add_argument(
         "--config-dir",
         "-cd",
@@ -69,13 +78,9 @@ def parse_config_arguments(verb: str, doc: str, arguments: list[str]) -> ConfigA
         type=Path,
         help="a folder with your own YAML (target/, model/, data/, ...)",
     )
-    options.add_argument("--json", action="store_true", help="print nothing but JSON")
     options.add_argument(
         "--multirun", "-m", action="store_true", help="build every combination of comma-separated values"
     )
-    options.epilog = "Hydra's --cfg, --info, --hydra-help and --package work too."
-    given = options.parse_intermixed_args(arguments)
-    return ConfigArguments(given.overrides, given.config_dir, given.json, given.multirun)
 
 
 def add_trust_flags(options: Parser) -> None:
