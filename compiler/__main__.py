@@ -47,6 +47,7 @@ HYDRA_FLAGS = (
 
 def main() -> int:
     """Runs the command line's verb; returns the exit code of the contract."""
+    _fill_closed_streams()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     arguments = sys.argv[1:]
@@ -79,6 +80,24 @@ def main() -> int:
         )
     except Exception:
         return _bug()
+
+
+def _fill_closed_streams() -> None:
+    """A standard stream that was closed before the start becomes one that nobody reads, or that has nothing to read.
+
+    Python has None in its place, and the next file that is opened would take its number: a library's message to
+    standard error would be written into that file.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            nothing = os.open(os.devnull, os.O_RDONLY if mode == "r" else os.O_WRONLY)
+            if nothing != number:
+                os.dup2(nothing, number)
+                os.close(nothing)
+            os.set_inheritable(number, True)  # children have standard streams, too
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))
 
 
 def _report(error: CompilerError) -> int:
