@@ -16,11 +16,12 @@ from typing import Any
 
 from compiler import typed
 from compiler.errors import ConfigError, did_you_mean, unknown_name
+from compiler.foreign_yaml import check_yaml
 from compiler.names import check_names
 from compiler.overrides import as_text, check_override, conf_dir, expand_models, options, quoted
 from compiler.registries.reference import parse as parse_reference
 from compiler.runtime.verify import MANIFEST, SIDECARS
-from compiler.schema import Budget, Candidate, Config, Model
+from compiler.schema import Budget, Candidate, Config, Match, Model
 
 OBJECTIVES = ("latency", "throughput", "size")
 
@@ -227,6 +228,7 @@ def _check_values(config: Config) -> None:
             raise ConfigError(
                 f"{what} is {number}", fix=f"give a number of at least {least}" if least >= 0 else "give a number"
             )
+    _check_match(config.target.match)
     _check_model(config.model)
     if (config.budget.load_p99_ms is None) != (config.budget.arrival_rate_per_s is None):
         raise ConfigError(
@@ -243,6 +245,16 @@ def _check_values(config: Config) -> None:
     for what, name in (("target.name", config.target.name), ("model.name", config.model.name)):
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             raise ConfigError(f"{what} {name!r} cannot name a folder", fix="use letters, digits, '.', '_' and '-'")
+
+
+def _check_match(match: Match) -> None:
+    for name in ("cpu_model", "gpu"):
+        try:
+            re.compile(getattr(match, name) or "")
+        except re.error as error:
+            raise ConfigError(
+                f"target.match.{name} is not a regular expression: {error}", fix="escape what is meant as it stands"
+            ) from None
 
 
 def _check_model(model: Model) -> None:
@@ -301,6 +313,12 @@ def _check_config_dirs(config_dirs: Sequence[Path]) -> None:
                     f"{path} has the name of one of the project's own files, which would hide it",
                     fix="rename your file, or override single keys on the command line",
                 )
+            try:
+                check_yaml(path)
+            except (ValueError, OSError) as error:
+                raise ConfigError(
+                    f"{path} cannot be read as configuration: {error}", fix="mend it, or move it out of the folder"
+                ) from None
 
 
 def register_resolvers() -> None:

@@ -7,6 +7,8 @@ import math
 from pathlib import Path
 from typing import Any, NoReturn
 
+from compiler.foreign_files import read_limited
+
 LARGEST_JSON = 16 << 20
 
 
@@ -26,13 +28,10 @@ def read_json(file: Path, limit: int = LARGEST_JSON) -> Any:
     """What `parse_json` makes of a file of at most `limit` bytes.
 
     Raises:
-        ValueError: it is larger, or none.
+        OSError: it cannot be read.
+        ValueError: it is larger, not a regular file, or not JSON.
     """
-    with file.open("rb") as stream:
-        data = stream.read(limit + 1)
-    if len(data) > limit:
-        raise ValueError(f"it is larger than {limit} bytes")
-    return parse_json(data)
+    return parse_json(read_limited(file, limit))
 
 
 def _no_number(name: str) -> NoReturn:
