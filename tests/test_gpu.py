@@ -24,6 +24,7 @@ from compiler.runtime.visitor import OutOfMemory, Visitor
 
 SIGNATURE = {
     "inputs": [{"name": "x", "dtype": "float32", "shape": [1, 2, 2, 3], "layout": "NHWC"}],
+    "outputs": [{"name": "y", "dtype": "float32", "shape": [1, 4]}],
     "preprocessing": {"mean": [0.0] * 3, "std": [1.0] * 3},
 }
 QUICK = {"seed": 0, "threads": 1, "rounds": 2, "max_rounds": 2, "min_calls": 20, "min_seconds": 0.0}

@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 
 from compiler import canonical, identity
 from compiler.config import compose
-from compiler.errors import ConfigError
 from compiler.identity import KeyMaker, explain, key_of
 from compiler.keys.memo import Memo, content_digest
 from compiler.keys.sources import source_closure
@@ -111,7 +110,7 @@ def test_a_path_counts_by_its_content(tmp_path: Path) -> None:
     assert content_digest(tmp_path / "a", memo) != content_digest(tmp_path / "b", memo)
 
 
-def test_a_folder_counts_by_names_and_content_and_refuses_links(tmp_path: Path) -> None:
+def test_a_folder_counts_by_names_content_and_what_is_not_a_file(tmp_path: Path) -> None:
     memo = Memo(tmp_path / "memo.json")
     folder = tmp_path / "data"
     (folder / "cat").mkdir(parents=True)
@@ -119,9 +118,15 @@ def test_a_folder_counts_by_names_and_content_and_refuses_links(tmp_path: Path) 
     first = content_digest(folder, memo)
     (folder / "cat/1.png").rename(folder / "cat/2.png")
     assert content_digest(folder, memo) != first
-    (folder / "cat/3.png").symlink_to("/etc/hostname")
-    with pytest.raises(ConfigError, match="not a regular file"):
-        content_digest(folder, memo)
+    (tmp_path / "outside.png").write_text("y")
+    (folder / "cat/3.png").symlink_to(tmp_path / "outside.png")
+    linked = content_digest(folder, memo)
+    (tmp_path / "outside.png").write_text("another picture")
+    changed = content_digest(folder, memo)
+    os.mkfifo(folder / "cat/pipe")
+    assert len({first, linked, changed, content_digest(folder, memo)}) == 4
+    (folder / "loop").symlink_to(folder)
+    assert content_digest(folder, memo) == content_digest(folder, memo)
 
 
 def test_closure_covers_what_a_stage_imports_and_follows_a_users_own_module(

@@ -124,9 +124,10 @@ def test_a_lying_manifest_is_refused_by_what_opens_and_measures_and_breaks_nothi
     assert not Path("/tmp/escaped").exists()
 
 
-def test_resizing_to_a_billion_pixels_is_a_note_that_the_runtime_does_not_follow(version: Path) -> None:
+def test_resizing_to_a_billion_pixels_is_refused(version: Path) -> None:
     malice.seal(version, lambda m: m["preprocessing"].update(resize=10**9, crop=10**9))
-    assert runtime.load(version).predict(np.zeros((1, 8, 8, 3), np.uint8)).shape == (1, 4)
+    with pytest.raises(IntegrityError, match="resize is 1000000000"):
+        runtime.load(version)
 
 
 def test_terminal_escapes_of_a_manifest_reach_no_terminal(version: Path, tmp_path: Path) -> None:

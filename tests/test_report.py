@@ -243,7 +243,7 @@ def test_report_of_a_folder_that_is_in_no_artifacts_folder_wants_a_place(built: 
     done = command("report", moved)
     assert done.code == 2 and "--output" in done.last_lines()[0]
     inside = command("report", moved, "--output", moved / "report.html")
-    assert inside.code == 2 and "inside the version" in inside.err and not (moved / "report.html").exists()
+    assert inside.code == 2 and "is inside the artifact" in inside.err and not (moved / "report.html").exists()
     assert command("report", moved, "--output", tmp_path / "page.html").code == 0
     assert (tmp_path / "page.html").read_text().startswith("<!DOCTYPE html>")
 
