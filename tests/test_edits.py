@@ -30,7 +30,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "compiler/backends/null.py": ("] += 180", "] += 170", "] += 160"),
     "compiler/conversion.py": ("PROBE_SAMPLES = 64", "PROBE_SAMPLES = 48"),
     "compiler/runtime/null.py": ('tensor("logits"', 'tensor("scores"'),
-    "compiler/metrics.py": ("Z_95 = 1.959964", "Z_95 = 1.644854"),
+    "compiler/proportions.py": ("Z_95 = 1.959964", "Z_95 = 1.644854"),
     "compiler/walker.py": ("MAX_JOBS = 4", "MAX_JOBS = 3"),
     "compiler/commands/plan.py": ("KEY_CHARACTERS = 12", "KEY_CHARACTERS = 16"),
     "user/own/reading.py": ("EVERY = 7", "EVERY = 5"),

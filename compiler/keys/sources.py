@@ -7,6 +7,7 @@ import functools
 import importlib.util
 import sys
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 
 from compiler.canonical import file_digest
@@ -103,6 +104,18 @@ def _source_digest(path: Path, module: str) -> str:
     return file_digest(path)
 
 
+def _running(tree: ast.AST) -> Iterator[ast.AST]:
+    """Every node but those below `if TYPE_CHECKING:`, which type checkers alone read."""
+    queue = [tree]
+    while queue:
+        node = queue.pop()
+        yield node
+        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+            queue.extend(node.orelse)
+        else:
+            queue.extend(ast.iter_child_nodes(node))
+
+
 def _imports(path: Path, module: str) -> list[str]:
     """Names of modules that the source at `path` imports anywhere, functions included; attributes too, harmlessly."""
     names: set[str] = set()
@@ -111,7 +124,7 @@ def _imports(path: Path, module: str) -> list[str]:
     except (SyntaxError, ValueError) as error:
         raise ConfigError(f"{path} is not valid Python: {error}", fix="correct the file") from None
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    for node in ast.walk(tree):
+    for node in _running(tree):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

@@ -5,6 +5,7 @@ actions/ab/<key>.json       which object a key produced, and what the key was ma
 verified/ab/<digest>.json   what the object's files looked like (size, times, inode) when last hashed
 last/<scope>/<step>.json    the key a step had last, to say why it runs again
 versions/<identity>.json    which finished version has that identity
+latest/<model>/<target>.json  which version was delivered last, and `latest` leads to
 work/, failures/, quarantine/, locks/
 """
 
