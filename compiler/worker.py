@@ -24,7 +24,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from compiler import lookup, typed
+from compiler import lookup, reads, typed
 from compiler.errors import CompilerError, ConfigError, StepError
 from compiler.stage import FACTS, write_json
 
@@ -57,11 +57,16 @@ def main(argv: list[str]) -> int:
     out.mkdir()
     with contextlib.suppress(OSError):  # where memory runs out, the system should end this process and not the build
         Path("/proc/self/oom_score_adj").write_text("500")
+    log = folder / "reads.jsonl"
+    log.unlink(missing_ok=True)
     try:
+        if request.get("roots"):
+            reads.prepare(request["roots"], [*request["apart"], str(folder), *request["inputs"].values()], log)
+            reads.watch()
         facts = _run(request, out)
         write_json(out / FACTS, facts)
         _audit(request.get("modules"))
-        answer: dict[str, Any] = {"ok": True, "loaded": _loaded()}
+        answer: dict[str, Any] = {"ok": True, "loaded": _loaded(), "reads": _read(log)}
         code = 0
     except CompilerError as error:
         answer = {"ok": False, **error.to_json()}
@@ -85,6 +90,17 @@ def _run(request: dict[str, Any], out: Path) -> dict[str, Any]:
     if request.get("seed") is not None:
         _seed(request["seed"], stage.used_tools())
     return stage.run({role: Path(path) for role, path in request["inputs"].items()}, out)
+
+
+def _read(log: Path) -> dict[str, str]:
+    """What own code read, with the state of each file. Raises StepError where the step changed one of them."""
+    found, changed = reads.collected(log)
+    if changed:
+        raise StepError(
+            f"the step reads a file that was changed while it ran: {', '.join(changed)}",
+            fix="if the step writes it, write it elsewhere or before the build; if something else did, run again",
+        )
+    return found
 
 
 def _seed(seed: int, tools: tuple[str, ...]) -> None:

@@ -48,7 +48,7 @@ def test_fsck_reports_a_wrong_latest_and_repairs_it(built: Project, harm: Callab
     right, where = built.latest, f"artifacts_dir={built.artifacts}"
     harm(right.parent / "latest")
     found = command("store", "fsck", where)
-    assert found.code == 6 and "latest" in found.err and right.name in found.out + found.err or "missing" in found.out
+    assert (found.code == 6 and "latest" in found.err and right.name in found.out + found.err) or "missing" in found.out
     assert built.latest != right
     repaired = command("store", "fsck", "--repair", where)
     assert repaired.code == 0 and "restored" in repaired.out and built.latest == right, repaired.err

@@ -186,7 +186,7 @@ def check(store: Store, artifacts: Path, repair: bool, told: Callable[[str], Non
             missing = _forget(path, f"the result of {action['step'] or path.stem[:12]} is missing", repair)
             if action["object"] not in aside:  # else it has been told
                 yield missing
-    for folder in ("verified", "last", "versions", "latest"):
+    for folder in ("verified", "last", "versions", "latest", "reads"):
         for path in sorted((store.root / folder).rglob("*.json")):
             if read_sealed(path) is None:
                 yield _forget(path, f"the record {_short(store, path)} is not as it was written", repair)
