@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from compiler.canonical import digest, plain
-from compiler.errors import ConfigError, IntegrityError
+from compiler.errors import ConfigError, IntegrityError, StepError
 from compiler.keys import files
 from compiler.keys.environment import build_isa, deciding, interpreter
 from compiler.keys.foreign import foreign_identities
@@ -92,14 +92,24 @@ class KeyMaker:
         apart += [*sources, *map(str, _paths(step.stage).values())]
         return sorted(map(str, own.values())), apart
 
-    def with_reads(self, document: dict[str, Any], paths: Mapping[str, str]) -> dict[str, Any]:
-        """Return the whole key document of a step that read `paths`.
+    def with_reads(
+        self, document: dict[str, Any], paths: Mapping[str, str], libraries: Mapping[str, str]
+    ) -> dict[str, Any]:
+        """Return the whole key document of a step that read `paths`, and loaded source of `libraries` without metadata.
 
         Raises:
             ConfigError: one of them has changed since.
         """
         known = files.roots(document["source"])
         found = files.named(paths, known)
+        for path, value in libraries.items():
+            one = files.named({path: value}, files.tops_on_path([path]))
+            if not one:  # found by a path that this process does not have: nobody could say what it is now
+                raise StepError(
+                    f"the step loaded modules that its key does not cover: {path}",
+                    fix="put the folder on PYTHONPATH, or name the module in the stage's dynamic_modules()",
+                )
+            found |= one
         now = files.states(found, known)
         for name, value in sorted(found.items()):
             if now[name] != value:
@@ -282,7 +292,8 @@ def _changes(document: Mapping[str, Any], last: Mapping[str, Any], sources: Mapp
     found += [f"{key} {_version(old)} to {_version(new, old)}" for key, old, new in differing("tools")]
     found += [f"input of {sources.get(role, role)} changed" for role, _, _ in differing("inputs")]
     found += [f"source of {_file(module)} changed" for module, _, _ in differing("source")]
-    found += [f"{_read_name(name)} {_became(old, new)}" for name, old, new in differing("reads") if name]
+    seen = "reads" in document  # else nobody knows yet what this step reads
+    found += [f"{_read_name(name)} {_became(old, new)}" for name, old, new in differing("reads") if name and seen]
     found += [f"environment variable {name} changed" for name, _, _ in differing("environment")]
     for key, old, new in differing("numeric"):
         found.append("the CPU's features changed" if key == "isa" else f"{key} from {_short(old)} to {_short(new)}")

@@ -84,6 +84,8 @@ class Worker:
         """Once the job is done: top-level names of the installed modules that it had loaded."""
         self.reads: dict[str, str] = {}
         """Once the job is done: the files that own code read, with what they held."""
+        self.libraries: dict[str, str] = {}
+        """Once the job is done: source of libraries without metadata that it had loaded, with digests."""
         with self._log.open("wb") as stream:
             self._process = subprocess.Popen(
                 [interpreter, "-m", "compiler.worker", "--preload", ",".join(preload)],
@@ -138,6 +140,7 @@ class Worker:
         answer = _judge(job, self.folder, self._process.returncode, tail(self._log))
         self.loaded = tuple(map(str, answer.get("loaded", ())))
         self.reads = {str(path): str(value) for path, value in dict(answer.get("reads", {})).items()}
+        self.libraries = {str(path): str(value) for path, value in dict(answer.get("libraries", {})).items()}
         return seconds
 
     def _check_memory(self, job: Job) -> None:

@@ -269,9 +269,9 @@ class Walker:
                 fix="run again once nothing writes to the inputs",
             )
         origin = Origin(step.name, self._scope(), self._keys.loaded(step, worker.loaded, document))
-        whole = self._keys.with_reads(document, worker.reads)
+        whole = self._keys.with_reads(document, worker.reads, worker.libraries)
         result = self._store.commit(key_of(whole), whole, worker.folder / "out", seconds, origin)
-        if worker.reads:
+        if whole is not document:
             self._store.remember_reads(key, list(whole.get("reads", {})))
         return whole, result
 

@@ -6,6 +6,7 @@ A name is `module:path`: the path counts from the folder in which the top-level 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -32,6 +33,17 @@ def named(paths: Mapping[str, str], known: Mapping[str, Path]) -> dict[str, str]
             if base is not None:
                 found[f"{top}:{path[len(base.rstrip('/')) + 1 :]}"] = value
                 break
+    return found
+
+
+def tops_on_path(paths: Iterable[str]) -> dict[str, Path]:
+    """Return for the top-level modules that source files on `sys.path` belong to the folders in which these lie."""
+    entries = sorted((os.path.abspath(entry or ".") for entry in sys.path), key=len, reverse=True)  # noqa: PTH100
+    found: dict[str, Path] = {}
+    for path in paths:
+        entry = next((e for e in entries if path.startswith(f"{e}/")), None)
+        if entry is not None:
+            found.setdefault(path[len(entry) + 1 :].partition("/")[0].removesuffix(".py"), Path(entry))
     return found
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from compiler.canonical import file_digest
 from compiler.errors import ConfigError
+from compiler.installed import is_installed
 from compiler.keys.bytecode import drop_outdated
 from compiler.keys.memo import Memo
 
@@ -76,7 +77,7 @@ def is_users_own(path: Path) -> bool:
     installed = {
         Path(folder) for folder in (sysconfig.get_path(n) for n in ("stdlib", "platstdlib", "purelib", "platlib"))
     }
-    return "site-packages" not in path.parts and not any(path.is_relative_to(folder) for folder in installed)
+    return not is_installed(path) and not any(path.is_relative_to(folder) for folder in installed)
 
 
 @functools.cache
