@@ -100,3 +100,24 @@ def test_every_module_whose_words_reach_a_manifest_counts_and_registries_do_not(
     assert {f"compiler.{name}" for name in wanted} <= found
     apart = ("registries", "store", "commands", "walker", "runner")
     assert [name for name in found if name.split(".")[1:2] and name.split(".")[1] in apart] == []
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "compiler.worker",
+        "compiler.runtime.null",
+        "compiler.stages.benchmark",
+        "compiler.stages.export",
+        "compiler.stages.evaluate",
+        "compiler.stages.package_deferred",
+        "compiler.backends.tflite",
+        "compiler.backends.null",
+    ],
+)
+def test_keys_of_steps_do_not_cover_what_only_commands_use(module: str, tmp_path: Path) -> None:
+    """Or a comment in a registry's source would measure everything again."""
+    found = source_closure((module,), Memo(tmp_path / "memo.json"))
+    apart = ("registries", "store", "commands", "walker", "runner", "identity", "versions")
+    assert [name for name in found if name.split(".")[1:2] and name.split(".")[1] in apart] == []
+    assert not {"compiler.runtime.fetch", "compiler.runtime.trust", "compiler.runtime.verify"} & found.keys()
