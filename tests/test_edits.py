@@ -144,7 +144,8 @@ class Twist(Convert):
         import nulltool
         super().convert(inputs, out)
         notes = {
-            "made of": [TURN, step(), ANCHORS, self.gain, nulltool.FACTOR, nulltool.__version__, self.table.read_text()],
+            "made of": [TURN, step(), ANCHORS, self.gain, nulltool.FACTOR, nulltool.__version__,
+                        self.table.read_text()],
             "listed": os.environ.get("LISTED"), "unlisted": os.environ.get("UNLISTED"), "names": sorted(os.environ),
         }
         (out / "notes.json").write_text(json.dumps(notes))
