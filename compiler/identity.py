@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
+import sysconfig
 import typing
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from compiler.canonical import digest, plain
-from compiler.errors import IntegrityError
+from compiler.errors import ConfigError, IntegrityError, StepError
+from compiler.keys import files
 from compiler.keys.environment import build_isa, deciding, interpreter
 from compiler.keys.foreign import foreign_identities
 from compiler.keys.memo import Memo, Stamp, content_digest, full_digest, stamps
@@ -19,11 +22,12 @@ from compiler.keys.tools import Tools
 from compiler.launch import settings
 from compiler.lookup import reference
 from compiler.plan import Plan, Step
+from compiler.reads import ABSENT
 from compiler.runtime.control_group import usable_cores
 from compiler.runtime.host import describe
 from compiler.schema import Config
 from compiler.stage import Stage
-from compiler.store import Result
+from compiler.store import Result, Store
 
 KEY_VERSION = 2
 
@@ -57,6 +61,60 @@ class KeyMaker:
         if step.stage.on_host:
             document["host"] = self._memo.once("host", "", lambda: describe()["fingerprint"])
         return document
+
+    def find(
+        self, store: Store, document: dict[str, Any], take: Callable[[str], Result | None]
+    ) -> tuple[dict[str, Any], Result | None, str]:
+        """Return the step's whole key document, its stored result (`take` gives that of a key), and why it is outdated.
+
+        Which files own code reads is known only once it ran: the store remembers that under the key of `document`, and
+        the whole document holds what these files hold now.
+        """
+        known = files.roots(document["source"])
+        whole = [
+            {**document, "reads": files.states(names, known)} for names in store.read_sets(key_of(document)) if names
+        ]
+        why = ""
+        for candidate in [*whole, document]:
+            found = take(key_of(candidate))
+            if found is not None:
+                outdated = self.outdated(found)
+                if not outdated:
+                    return candidate, found, ""
+                why = why or outdated
+        return (whole[0] if whole else document), None, why
+
+    def watched(self, step: Step, document: Mapping[str, Any], store: Store) -> tuple[list[str], list[str]]:
+        """Return the folders below which own code's reads count, and what of them does not: it is covered otherwise."""
+        own = files.roots(document["source"])
+        sources = [str(path) for name in document["source"] if (path := source_of(name)) is not None] if own else []
+        apart = [str(store.root), str(Path(__file__).parent), sys.prefix, sysconfig.get_path("stdlib")]
+        apart += [*sources, *map(str, _paths(step.stage).values())]
+        return sorted(map(str, own.values())), apart
+
+    def with_reads(
+        self, document: dict[str, Any], paths: Mapping[str, str], libraries: Mapping[str, str]
+    ) -> dict[str, Any]:
+        """Return the whole key document of a step that read `paths`, and loaded source of `libraries` without metadata.
+
+        Raises:
+            ConfigError: one of them has changed since.
+        """
+        known = files.roots(document["source"])
+        found = files.named(paths, known)
+        for path, value in libraries.items():
+            one = files.named({path: value}, files.tops_on_path([path]))
+            if not one:  # found by a path that this process does not have: nobody could say what it is now
+                raise StepError(
+                    f"the step loaded modules that its key does not cover: {path}",
+                    fix="put the folder on PYTHONPATH, or name the module in the stage's dynamic_modules()",
+                )
+            found |= one
+        now = files.states(found, known)
+        for name, value in sorted(found.items()):
+            if now[name] != value:
+                raise ConfigError(f"{name} was changed while a step read it", fix="run again once nothing writes to it")
+        return {**document, "reads": dict(sorted(found.items()))} if found else document
 
     def loaded(self, step: Step, modules: Iterable[str], document: Mapping[str, Any]) -> dict[str, str]:
         """Identities of the distributions that bring the top-level `modules`, and that the step's key does not cover.
@@ -234,6 +292,8 @@ def _changes(document: Mapping[str, Any], last: Mapping[str, Any], sources: Mapp
     found += [f"{key} {_version(old)} to {_version(new, old)}" for key, old, new in differing("tools")]
     found += [f"input of {sources.get(role, role)} changed" for role, _, _ in differing("inputs")]
     found += [f"source of {_file(module)} changed" for module, _, _ in differing("source")]
+    seen = "reads" in document  # else nobody knows yet what this step reads
+    found += [f"{_read_name(name)} {_became(old, new)}" for name, old, new in differing("reads") if name and seen]
     found += [f"environment variable {name} changed" for name, _, _ in differing("environment")]
     for key, old, new in differing("numeric"):
         found.append("the CPU's features changed" if key == "isa" else f"{key} from {_short(old)} to {_short(new)}")
@@ -241,6 +301,18 @@ def _changes(document: Mapping[str, Any], last: Mapping[str, Any], sources: Mapp
         if document.get(name) != last.get(name):
             found.append(f"{name} from {_short(last.get(name))} to {_short(document.get(name))}")
     return found
+
+
+def _read_name(name: str) -> str:
+    """What own code read, as a path from the folder of its module."""
+    path = name.partition(":")[2]
+    return f"the list of files in {path}" if path.endswith("/") or not path else f"the file {path}"
+
+
+def _became(old: str | None, new: str | None) -> str:
+    if old is None or new is None:
+        return "is read now" if old is None else "is not read any more"
+    return "is gone" if new == ABSENT else "is there now" if old == ABSENT else "changed"
 
 
 def _version(identity: str | None, before: str | None = None) -> str:

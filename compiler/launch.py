@@ -45,6 +45,9 @@ class Job:
     inputs: dict[str, Path]
     modules: dict[str, str]
     """The first-party modules that it may load, and the digests of their source."""
+    roots: tuple[str, ...]
+    """Folders of the user's own modules: what is read below them counts, except below `apart`."""
+    apart: tuple[str, ...]
     interpreter: str
     time_limit_s: float
     memory_limit_mb: float
@@ -79,6 +82,10 @@ class Worker:
         self._next_look = 0.0
         self.loaded: tuple[str, ...] = ()
         """Once the job is done: top-level names of the installed modules that it had loaded."""
+        self.reads: dict[str, str] = {}
+        """Once the job is done: the files that own code read, with what they held."""
+        self.libraries: dict[str, str] = {}
+        """Once the job is done: source of libraries without metadata that it had loaded, with digests."""
         with self._log.open("wb") as stream:
             self._process = subprocess.Popen(
                 [interpreter, "-m", "compiler.worker", "--preload", ",".join(preload)],
@@ -103,6 +110,8 @@ class Worker:
             "fields": plain(job.fields),
             "inputs": {role: str(path) for role, path in job.inputs.items()},
             "modules": job.modules,
+            "roots": job.roots,
+            "apart": job.apart,
             "seed": job.seed,
         }
         # mappings in the order of their keys: a step cannot depend on an order that its key does not cover
@@ -130,6 +139,8 @@ class Worker:
         seconds = time.monotonic() - started
         answer = _judge(job, self.folder, self._process.returncode, tail(self._log))
         self.loaded = tuple(map(str, answer.get("loaded", ())))
+        self.reads = {str(path): str(value) for path, value in dict(answer.get("reads", {})).items()}
+        self.libraries = {str(path): str(value) for path, value in dict(answer.get("libraries", {})).items()}
         return seconds
 
     def _check_memory(self, job: Job) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from compiler.errors import CompilerError
 from compiler.stage import read_facts
-from compiler.store import Result
+
+if TYPE_CHECKING:
+    from compiler.store import Result
 
 
 class Watcher(Protocol):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,23 +10,22 @@ from typing import Any
 
 from compiler.canonical import digest, file_digest, plain
 from compiler.disk import copy, explain_os_errors, fsync, make_folder, write_atomically
-from compiler.errors import ConfigError, IntegrityError
+from compiler.errors import IntegrityError
 from compiler.keys.memo import Memo
+from compiler.keys.sources import source_closure
 from compiler.outcome import Outcome
 from compiler.runtime.verify import MANIFEST, read_manifest
 from compiler.schema import Config
-from compiler.store import Store
+from compiler.store import Store, latest
 from compiler.store.records import read_sealed, sealed
 
-LATEST = "latest"
 NOT_OF_THE_VERSION = ("artifacts_dir", "executor", "strict", "registry", "publish", "force", "signing")
 """Settings that change nothing in an artifact: a build with others finds the version that was written before."""
-RULES = ("manifest", "selection", "unfinished", "verdicts")
-"""Modules that decide what a manifest says of the same results."""
-DELIVERABLE = ("pass", "provisional")
+WRITERS = ("compiler.manifest", "compiler.unfinished")
+"""Modules that write manifests. They and all that they import decide what a manifest says of the same results."""
 
 
-def identity(config: Config, outcome: Outcome) -> str:
+def identity(config: Config, outcome: Outcome, memo: Memo) -> str:
     """What a version is the outcome of: equal identities mean that there is nothing new to write."""
     settings = {k: v for k, v in plain(config).items() if k not in NOT_OF_THE_VERSION}  # type: ignore[attr-defined]
     return digest(
@@ -37,9 +35,14 @@ def identity(config: Config, outcome: Outcome) -> str:
             "left_out": plain(outcome.left_out),
             "package": outcome.results["package"].digest,
             **({"finished_from": outcome.finished_from} if outcome.finished_from else {}),
-            "rules": [file_digest(Path(__file__).with_name(f"{name}.py")) for name in RULES],
+            "rules": rules(memo),
         }
     )
+
+
+def rules(memo: Memo) -> str:
+    """Return the digest of the source of every module whose words may reach a manifest."""
+    return digest(source_closure(WRITERS, memo))
 
 
 def find(artifacts: Path, store: Store, name: str, memo: Memo) -> Path | None:
@@ -72,7 +75,7 @@ def deliver(
 
     `assemble` makes the manifest, for the moment at which it is called.
     """
-    name = identity(config, outcome)
+    name = identity(config, outcome, memo)
     known = find(artifacts, store, name, memo)
     if known is None:
         with store.lock(f"version-{name}"):  # two builds of the same thing write one version
@@ -85,6 +88,7 @@ def deliver(
                 folder = write(artifacts, store, name, manifest, outcome)
                 find(artifacts, store, name, memo)  # remembers the digests, so that the next call is quick
                 return folder, manifest, True
+    latest.restore(store, known.parent)  # it may have been removed, or a process killed before it was made
     return known, json.loads((known / MANIFEST).read_text()), False
 
 
@@ -125,28 +129,12 @@ def write(artifacts: Path, store: Store, name: str, manifest: dict[str, Any], ou
             temporary.rename(version)
         fsync(home)
         place = version.relative_to(artifacts).as_posix()
-        store.write(_record(store, name), sealed({"version": place, "manifest": file_digest(version / MANIFEST)}))
-        point_latest(store, version, manifest["status"])
+        with store.lock(latest.lock_of(home)):
+            latest.record(store, version, manifest["status"])
+            store.write(_record(store, name), sealed({"version": place, "manifest": file_digest(version / MANIFEST)}))
+            latest.replace(store, home)
     return version
 
 
 def _record(store: Store, name: str) -> Path:
     return store.root / "versions" / f"{name}.json"
-
-
-def point_latest(store: Store, version: Path, status: str) -> None:
-    """Makes `latest` name this version, if its status lets it be delivered."""
-    if status not in DELIVERABLE:
-        return
-    link = version.parent / LATEST
-    if link.exists() and not link.is_symlink():
-        raise ConfigError(
-            f"{link} is not the link that builds make, so it was left alone; the artifact is at {version}",
-            fix="move it away and run again",
-        )
-    if link.is_symlink() and os.readlink(link) == version.name:  # noqa: PTH115
-        return
-    with store.work_folder("latest") as work:
-        (work / LATEST).symlink_to(version.name)
-        (work / LATEST).replace(link)
-    fsync(version.parent)

@@ -110,15 +110,14 @@ class Walker:
                 continue
             measuring = any(self.plan.steps[n].stage.measures for n in running.values())
             document = self._keys.document(step, {role: outcome.results[s].digest for role, s in sources.items()})
-            key = key_of(document)
-            known = self._store.take(key)
-            if known is not None and not self._keys.outdated(known):
+            whole, known, _ = self._keys.find(self._store, document, self._store.take)
+            if known is not None:
                 pending.remove(name)
                 self._dismiss(name)
                 outcome.results[name] = known
                 self._record(step, known, "reused", "same key")
                 self._watcher.ended(name, "reused", 0.0)
-                self._store_last(step, document)
+                self._store_last(step, whole)
             elif len(running) < self._jobs and not measuring and not (step.stage.measures and running):
                 pending.remove(name)
                 if step.stage.measures:
@@ -190,9 +189,8 @@ class Walker:
             self._watcher.note(f"{step.name}: {what}")
 
         with explain_os_errors(self._store.root):
-            known = self._store.take(key)
-            outdated = self._keys.outdated(known) if known is not None else ""
-            if known is not None and not outdated:  # another build made it while we waited
+            whole, known, outdated = self._keys.find(self._store, document, self._store.take)
+            if known is not None:  # another build made it while we waited
                 self._record(step, known, "reused", "made by another build")
                 self._watcher.ended(step.name, "reused", 0.0)
                 return known
@@ -206,8 +204,8 @@ class Walker:
                     raise _Damaged(source)
                 self._intact.add(result.digest)
                 inputs[role] = result.path
-            why = explain(document, self._store.last(self._scope(), step.name), step.inputs)
-            if self._store.state(key) == "damaged":
+            why = explain(whole, self._store.last(self._scope(), step.name), step.inputs)
+            if self._store.state(key_of(whole)) == "damaged":
                 why = "result missing or corrupt"
             why = outdated or why
             self._watcher.started(step.name, why)
@@ -224,21 +222,24 @@ class Walker:
                         caches=self._caches,
                     )  # fmt: skip
                     stack.callback(worker.end)
-                result = self._run_worker(step, document, inputs, worker, key)
+                whole, result = self._run_worker(step, document, inputs, worker, key)
             self._record(step, result, "executed", why)
-            self._store_last(step, document)
+            self._store_last(step, whole)
             self._watcher.ended(step.name, "executed", result.seconds)
             return result
 
     def _run_worker(
         self, step: Step, document: dict[str, Any], inputs: dict[str, Path], worker: launch.Worker, key: str
-    ) -> Result:
+    ) -> tuple[dict[str, Any], Result]:
+        roots, apart = self._keys.watched(step, document, self._store)
         job = launch.Job(
             name=step.name,
             stage=reference(type(step.stage)),
             fields=_worker_fields(step),
             inputs=inputs,
             modules=document["source"],
+            roots=tuple(roots),
+            apart=tuple(apart),
             interpreter=self._keys.python(step) or sys.executable,
             memory_limit_mb=self._memory_limit_mb,
             variables=self._variables,
@@ -268,7 +269,11 @@ class Walker:
                 fix="run again once nothing writes to the inputs",
             )
         origin = Origin(step.name, self._scope(), self._keys.loaded(step, worker.loaded, document))
-        return self._store.commit(key, document, worker.folder / "out", seconds, origin)
+        whole = self._keys.with_reads(document, worker.reads, worker.libraries)
+        result = self._store.commit(key_of(whole), whole, worker.folder / "out", seconds, origin)
+        if whole is not document:
+            self._store.remember_reads(key, list(whole.get("reads", {})))
+        return whole, result
 
     def _record(self, step: Step, result: Result, status: str, why: str) -> None:
         outputs = tuple(entry.sha256 for entry in result.entries)

@@ -24,8 +24,9 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from compiler import lookup, typed
+from compiler import lookup, reads, typed
 from compiler.errors import CompilerError, ConfigError, StepError
+from compiler.installed import is_installed
 from compiler.stage import FACTS, write_json
 
 STARTED_WITH = frozenset(sys.modules)
@@ -57,11 +58,16 @@ def main(argv: list[str]) -> int:
     out.mkdir()
     with contextlib.suppress(OSError):  # where memory runs out, the system should end this process and not the build
         Path("/proc/self/oom_score_adj").write_text("500")
+    log = folder / "reads.jsonl"
+    log.unlink(missing_ok=True)
     try:
+        if request.get("roots"):
+            reads.prepare(request["roots"], [*request["apart"], str(folder), *request["inputs"].values()], log)
+            reads.watch()
         facts = _run(request, out)
         write_json(out / FACTS, facts)
-        _audit(request.get("modules"))
-        answer: dict[str, Any] = {"ok": True, "loaded": _loaded()}
+        libraries = _audit(request.get("modules"))
+        answer: dict[str, Any] = {"ok": True, "loaded": _loaded(), "reads": _read(log), "libraries": libraries}
         code = 0
     except CompilerError as error:
         answer = {"ok": False, **error.to_json()}
@@ -87,6 +93,17 @@ def _run(request: dict[str, Any], out: Path) -> dict[str, Any]:
     return stage.run({role: Path(path) for role, path in request["inputs"].items()}, out)
 
 
+def _read(log: Path) -> dict[str, str]:
+    """What own code read, with the state of each file. Raises StepError where the step changed one of them."""
+    found, changed = reads.collected(log)
+    if changed:
+        raise StepError(
+            f"the step reads a file that was changed while it ran: {', '.join(changed)}",
+            fix="if the step writes it, write it elsewhere or before the build; if something else did, run again",
+        )
+    return found
+
+
 def _seed(seed: int, tools: tuple[str, ...]) -> None:
     """Libraries draw random numbers where nobody expects it: each starts from the seed that the key covers."""
     random.seed(seed)
@@ -100,13 +117,14 @@ def _seed(seed: int, tools: tuple[str, ...]) -> None:
         torch.manual_seed(seed)
 
 
-def _audit(allowed: dict[str, str] | None) -> None:
+def _audit(allowed: dict[str, str] | None) -> dict[str, str]:
     """What was loaded is what the key covers: no other first-party module, and none from another place.
 
-    A change to such a module would go unnoticed.
+    A change to such a module would go unnoticed. Returned is the content of other libraries' source, by path: of what
+    lies on PYTHONPATH without metadata, and which no module of the key's names.
     """
     if allowed is None:
-        return
+        return {}
     loaded = {name: getattr(sys.modules.get(name), "__file__", None) for name in allowed}
     wrong = sorted(file for name, file in loaded.items() if file and _digest(file) != allowed[name])
     if wrong and "COMPILER_PARENT" in os.environ:  # who runs a kept failure again may have corrected the source
@@ -121,11 +139,15 @@ def _audit(allowed: dict[str, str] | None) -> None:
         and name not in ("__main__", "__mp_main__")
         and _is_first_party(name, getattr(module, "__file__", None))
     )
+    own = {name.partition(".")[0] for name in allowed} | {"compiler"}
+    libraries = [str(sys.modules[name].__file__) for name in stray if name.partition(".")[0] not in own]
+    stray = [name for name in stray if name.partition(".")[0] in own]
     if stray:
         raise StepError(
             f"the step loaded modules that its key does not cover: {', '.join(stray)}",
             fix="name them in the stage's dynamic_modules()",
         )
+    return {file: _digest(file) for file in libraries}
 
 
 def _digest(file: str) -> str:
@@ -139,7 +161,7 @@ def _loaded() -> list[str]:
         {
             name.partition(".")[0]
             for name, module in list(sys.modules.items())
-            if name not in STARTED_WITH and "site-packages" in (getattr(module, "__file__", None) or "")
+            if name not in STARTED_WITH and is_installed(getattr(module, "__file__", None) or "")
         }
     )
 
@@ -150,7 +172,7 @@ def _is_first_party(name: str, file: str | None) -> bool:
         return False
     if name.partition(".")[0] == "compiler":
         return True
-    if "site-packages" in file or file.startswith(STANDARD_LIBRARY) or not Path(file).is_absolute():
+    if is_installed(file) or file.startswith(STANDARD_LIBRARY) or not Path(file).is_absolute():
         return False  # installed, Python's own, or made up at run time
     path = Path(file).resolve()
     own = [Path(entry or ".").resolve() for entry in sys.path if "site-packages" not in entry]

@@ -185,8 +185,8 @@ def _is_clear(done: Watched | Done) -> bool:
 class Watcher:
     """Runs the null build under the watch, each time in a new folder: an empty one, or a copy of `start`."""
 
-    def __init__(self, folder: Path, start: Path | None = None) -> None:
-        self._folder, self._start = folder, start
+    def __init__(self, folder: Path, start: Path | None = None, overrides: tuple[str, ...] = ()) -> None:
+        self._folder, self._start, self._overrides = folder, start, overrides
         (folder / "tmp").mkdir(parents=True)
         self._env = {**environment(), "TMPDIR": str(folder / "tmp")}  # locks for the machine are this test's own
         self.whole, self.reference = self.run(0, "kill")
@@ -245,11 +245,12 @@ class Watcher:
         elif call.path.startswith(f"{self._folder}/"):
             assert _is_clear(done) and "internal error" not in done.err, about
         assert _damage(project.artifacts) == [], about
-        again = project.build(env=self._env)
+        again = project.build(*self._overrides, env=self._env)
         assert again.code == 0, (about, again.err)
         assert _damage(project.artifacts) == [], about
         assert _leftovers(project.artifacts) == [], about
         assert again.manifest_path.is_file()
+        assert again.manifest_path.parent.resolve() == project.latest, about
         shutil.rmtree(project.artifacts.parent)
         return True
 
@@ -257,9 +258,8 @@ class Watcher:
         """How many faults came to be."""
         return sum(self.survives(number, name) for number in numbers)
 
-    @staticmethod
-    def _line(project: Project) -> list[str]:
-        return [sys.executable, "-m", "compiler", *map(str, project.base)]
+    def _line(self, project: Project) -> list[str]:
+        return [sys.executable, "-m", "compiler", *map(str, project.base), *self._overrides]
 
 
 @pytest.fixture(scope="module")
@@ -273,6 +273,35 @@ def late_watcher(built: Project, tmp_path: Path) -> Watcher:
     """For builds whose results are all stored, so that nothing is left but to write the version."""
     shutil.rmtree(built.artifacts / "nullmodel")
     return Watcher(tmp_path / "late", built.artifacts)
+
+
+SECOND = {"no-op": (), "second": ("steps.export.scale=0.5",)}
+"""What is built on top of a finished build: the same again, and one with another result and version."""
+
+
+def _second(built: Project, folder: Path, name: str) -> Watcher:
+    if name == "no-op":
+        (built.latest.parent / "latest").unlink()  # so that something is left to do, and to be killed at
+    return Watcher(folder, built.artifacts, SECOND[name])
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", SECOND)
+def test_latest_is_right_after_a_kill_at_every_call(built: Project, tmp_path: Path, name: str) -> None:
+    watcher = _second(built, tmp_path / "w", name)
+    numbers = watcher.numbers("kill")
+    came = watcher.survive(numbers, "kill")
+    print(f"{name}: latest right after {came} of {len(numbers)} kills")
+    assert came > 0.9 * len(numbers)
+
+
+@pytest.mark.parametrize("name", SECOND)
+def test_latest_is_right_after_a_kill_at_some_of_the_last_calls(built: Project, tmp_path: Path, name: str) -> None:
+    """A seeded sample of the soak test, from where the version and the link are written."""
+    watcher = _second(built, tmp_path / "w", name)
+    numbers = watcher.numbers("kill")[-25:]
+    assert watcher.survive(random.Random(0).sample(numbers, 2), "kill") == 2
 
 
 @pytest.mark.soak

@@ -60,6 +60,14 @@ FIELDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 INPUTS = {"weights": ("export",), "data": ("samples",), "table": ("twist.twist",)}
 """File outside the store -> the steps that read it."""
 
+BESIDE = {
+    "own/anchors.json": ("twist.twist",),
+    "own/parts/one.json": ("twist.twist",),
+    "own/width.yaml": ("export",),
+    "own/weights of classes.txt": ("evaluate.*",),
+}
+"""File next to own code -> the steps whose code reads it, where it takes part. No configuration names it."""
+
 VARIABLES: dict[str, tuple[tuple[str | None, ...], tuple[str, ...]]] = {
     "LISTED": ((None, "a", "b"), ("*",)),
     "UNLISTED": ((None, "a", "b"), ()),
@@ -106,6 +114,7 @@ class Export(null.Export):
         facts = super().run(inputs, out)
         stored = dict(np.load(out / "model.npz"))
         noise = np.random.default_rng(list(self.weights.read_bytes())).standard_normal(stored["weight"].shape)
+        stored["weight"] *= 1 + int((Path(__file__).parent / "width.yaml").read_text())
         stored["weight"] += (4 * noise + np.random.random()).astype(np.float32)
         np.savez(out / "model.npz", **stored)
         before = json.loads((out / SIGNATURE).read_text())
@@ -123,6 +132,7 @@ from compiler.backends.null import Convert
 from own.helper import step
 
 TURN = 1
+ANCHORS = json.loads((Path(__file__).parent / "anchors.json").read_text())
 
 @dataclasses.dataclass(kw_only=True)
 class Twist(Convert):
@@ -134,7 +144,8 @@ class Twist(Convert):
         import nulltool
         super().convert(inputs, out)
         notes = {
-            "made of": [TURN, step(), self.gain, nulltool.FACTOR, nulltool.__version__, self.table.read_text()],
+            "made of": [TURN, step(), ANCHORS, self.gain, nulltool.FACTOR, nulltool.__version__,
+                        self.table.read_text()],
             "listed": os.environ.get("LISTED"), "unlisted": os.environ.get("UNLISTED"), "names": sorted(os.environ),
         }
         (out / "notes.json").write_text(json.dumps(notes))
@@ -167,15 +178,28 @@ HELPER = """
 STEP = 1
 
 def step():
-    from own.deep import DEPTH
-    return STEP * 10 + DEPTH
+    from own.deep import DEPTH, parts
+    return STEP * 10 + DEPTH + parts()
+"""
+
+DEEP = """
+from pathlib import Path
+
+DEPTH = 1
+
+def parts():
+    folder = Path(__file__).parent / "parts"
+    return sum(int(path.read_text()) * 1000 for path in sorted(folder.glob("*.json")))
 """
 
 SCORE = """
+from pathlib import Path
+
 SHARE = 1.0
 
 def right(outputs, labels):
-    return (outputs.argmax(axis=1) == labels) * SHARE
+    share = float((Path(__file__).parent / "weights of classes.txt").read_text()) + 1
+    return (outputs.argmax(axis=1) == labels) * SHARE / share
 """
 
 CANDIDATE = """
@@ -201,7 +225,7 @@ class World:
         own = folder / "user" / "own"
         own.mkdir(parents=True)
         for name, text in {
-            "reading": READING, "twist": TWIST, "helper": HELPER, "score": SCORE, "deep": "DEPTH = 1\n",
+            "reading": READING, "twist": TWIST, "helper": HELPER, "score": SCORE, "deep": DEEP,
             "hidden": "",
         }.items():  # fmt: skip
             (own / f"{name}.py").write_text(text)
@@ -217,6 +241,9 @@ class World:
         for name in INPUTS:
             self.state[name] = "0"
             self.write_input(name)
+        for name in BESIDE:
+            self.state[name] = "0"
+            self.write_beside(name)
         for name in SOURCES:
             self.state[name], self.state[f"comment of {name}"] = "0", ""
             text = self._path_of(name).read_text()
@@ -299,6 +326,15 @@ class World:
         for which in ("one", "two"):
             (self.folder / f"{name} {which}.bin").write_text(f"{name} {self.state[name]}\n")
 
+    def write_beside(self, name: str) -> None:
+        """The file next to own code as the state says; None: there is none."""
+        path = self.folder / "user" / name
+        path.parent.mkdir(exist_ok=True)
+        if self.state[name] is None:
+            path.unlink(missing_ok=True)
+        else:
+            path.write_text(str(self.state[name]))
+
     def write_source(self, name: str) -> None:
         """The source file as the state says."""
         path = self._path_of(name)
@@ -330,6 +366,7 @@ class World:
         declared = {
             **{name: steps for name, (_, steps) in (FIELDS | VARIABLES | TOOL).items()},
             **INPUTS,
+            **{name: steps for name, steps in BESIDE.items() if "classes" not in name or "own.score" in modules},
         }
         found = {n: self.state[n] for n, steps in declared.items() if any(fnmatch(step, p) for p in steps)}
         for name in SOURCES:
@@ -347,6 +384,7 @@ class World:
             "source": self._edit_source,
             "input": self._edit_input,
             "environment": self._edit_environment,
+            "beside": self._edit_beside,
         }
         return edits[kind](draw)
 
@@ -404,6 +442,20 @@ class World:
         else:
             path.chmod(draw.choice([0o444, 0o644, 0o600, 0o755]))
         return f"{name}: {how}"
+
+    def _edit_beside(self, draw: random.Random) -> str:
+        name = draw.choice(sorted(BESIDE))
+        path = self.folder / "user" / name
+        if draw.random() < 0.2 and path.exists():
+            os.utime(path, ns=(draw.randrange(10**18), draw.randrange(10**18)))
+            return f"{name}: touched"
+        said = self.set(name, draw, (None, *"0123") if "parts" in name else tuple("0123"))
+        before = path.stat() if path.exists() else None
+        self.write_beside(name)
+        if before is not None and path.exists() and draw.random() < 0.3:
+            os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+            said += ", size and time kept"
+        return said
 
     def _edit_environment(self, draw: random.Random) -> str:
         if draw.random() < 0.5:
@@ -468,7 +520,7 @@ def _edit(world: World, tally: Tally, count: int, seed: int) -> Tally:
     last: dict[str, dict[str, Any]] = {}
     kinds: list[str] = []
     for number in range(count + 1):
-        kinds = kinds or draw.sample(["config", "source", "input", "environment"], 4)
+        kinds = kinds or draw.sample(["config", "source", "input", "environment", "beside"], 5)
         kind = kinds.pop() if number else "first"
         what = world.edit(kind, draw) if number else "first build"
         now, clean = world.build_both(f"clean {number}", tally.asked_again)
@@ -518,7 +570,7 @@ def test_after_500_edits_every_result_is_a_clean_builds_and_nothing_ran_in_vain(
 
 def test_after_some_edits_every_result_is_a_clean_builds_and_nothing_ran_in_vain(tmp_path: Path) -> None:
     """A seeded sample of the soak test: two edits of each kind."""
-    _judge(_edit(World(tmp_path), Tally(), 8, seed=1))
+    _judge(_edit(World(tmp_path), Tally(), 10, seed=1))
 
 
 @pytest.fixture
@@ -555,7 +607,7 @@ def test_source_edited_within_the_second_in_which_it_was_compiled_is_noticed(wor
     os.utime(path, ns=(clock.st_atime_ns, clock.st_mtime_ns))
     said: list[str] = []
     after, clean = world.build_both("clean", said)
-    assert json.loads((_result(world, after["twist.twist"]) / "notes.json").read_text())["made of"][1] == 21
+    assert json.loads((_result(world, after["twist.twist"]) / "notes.json").read_text())["made of"][1] % 1000 == 21
     assert after["twist.twist"]["object"] == clean["twist.twist"]["object"] != before["object"]
     assert all("own/helper.py was loaded as it was before its last change" in line for line in said)
 

@@ -40,8 +40,9 @@ def run(arguments: list[str]) -> int:
     from compiler.finishing import Wish, finish
     from compiler.gate import gate
     from compiler.progress import watcher
+    from compiler.runtime.located import local_folder
     from compiler.runtime.trust import check
-    from compiler.runtime.verify import local_folder, read_manifest
+    from compiler.runtime.verify import read_manifest
 
     policy = policy_of(given)
     folder = read_manifest(local_folder(given.path, policy))[0].resolve()  # builds print the manifest's own path

@@ -69,11 +69,10 @@ def rows(plan: Plan, store: Store, keys: KeyMaker) -> list[dict[str, Any]]:
             row |= {"state": "pending", "why": f"after {after}"}
         else:
             document = keys.document(step, {role: results[s].digest for role, s in step.inputs.items()})
+            document, known, outdated = keys.find(store, document, store.lookup)
             key = key_of(document)
             row["key"] = key
-            known = store.lookup(key)
-            outdated = keys.outdated(known) if known else ""
-            if known and not outdated:
+            if known:
                 results[step.name] = known
                 row |= {"state": "hit", "why": "in the store"}
             elif step.on_demand:

@@ -9,8 +9,9 @@ import sys
 
 from compiler.commands.arguments import parser
 from compiler.errors import ConfigError, IntegrityError
+from compiler.runtime.located import local_folder
 from compiler.runtime.trust import check
-from compiler.runtime.verify import check_selected, local_folder
+from compiler.runtime.verify import check_selected
 from compiler.terminal import printable
 
 

@@ -11,7 +11,8 @@ from typing import Any
 from compiler.commands.arguments import parser
 from compiler.errors import ConfigError
 from compiler.outputs import check_output_file, write_output
-from compiler.runtime.verify import local_folder, read_manifest
+from compiler.runtime.located import local_folder
+from compiler.runtime.verify import read_manifest
 
 REPORT = "report.html"
 

@@ -7,7 +7,8 @@ import json
 from compiler import plain_report
 from compiler.commands.arguments import parser
 from compiler.errors import IntegrityError
-from compiler.runtime.verify import local_folder, read_manifest
+from compiler.runtime.located import local_folder
+from compiler.runtime.verify import read_manifest
 from compiler.terminal import with_rich
 
 SHOWN = 3

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from compiler.commands.arguments import add_trust_flags, parser, policy_of
 from compiler.runtime import bound
+from compiler.runtime.located import local_folder
 from compiler.runtime.policy import Policy
 from compiler.runtime.trust import check
-from compiler.runtime.verify import local_folder, read_manifest
+from compiler.runtime.verify import read_manifest
 from compiler.terminal import printable
 
 

@@ -7,10 +7,12 @@ import functools
 import importlib.util
 import sys
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 
 from compiler.canonical import file_digest
 from compiler.errors import ConfigError
+from compiler.installed import is_installed
 from compiler.keys.bytecode import drop_outdated
 from compiler.keys.memo import Memo
 
@@ -75,7 +77,7 @@ def is_users_own(path: Path) -> bool:
     installed = {
         Path(folder) for folder in (sysconfig.get_path(n) for n in ("stdlib", "platstdlib", "purelib", "platlib"))
     }
-    return "site-packages" not in path.parts and not any(path.is_relative_to(folder) for folder in installed)
+    return not is_installed(path) and not any(path.is_relative_to(folder) for folder in installed)
 
 
 @functools.cache
@@ -103,6 +105,18 @@ def _source_digest(path: Path, module: str) -> str:
     return file_digest(path)
 
 
+def _running(tree: ast.AST) -> Iterator[ast.AST]:
+    """Every node but those below `if TYPE_CHECKING:`, which type checkers alone read."""
+    queue = [tree]
+    while queue:
+        node = queue.pop()
+        yield node
+        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+            queue.extend(node.orelse)
+        else:
+            queue.extend(ast.iter_child_nodes(node))
+
+
 def _imports(path: Path, module: str) -> list[str]:
     """Names of modules that the source at `path` imports anywhere, functions included; attributes too, harmlessly."""
     names: set[str] = set()
@@ -111,7 +125,7 @@ def _imports(path: Path, module: str) -> list[str]:
     except (SyntaxError, ValueError) as error:
         raise ConfigError(f"{path} is not valid Python: {error}", fix="correct the file") from None
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    for node in ast.walk(tree):
+    for node in _running(tree):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

@@ -2,7 +2,7 @@
 
     python -m compiler.keys.tools [NAME ...]      prints what `Tools.identities` gives, as JSON
 
-It runs under a toolchain's interpreter too, so it imports the standard library alone.
+It runs under a toolchain's interpreter too, so it imports what needs the standard library alone.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+
+from compiler.installed import tops
 
 ABSENT = "absent"
 LOCAL = re.compile(
@@ -160,14 +162,7 @@ def _record_digest(path: Path) -> str:
 
 def _tops(path: Path) -> list[str]:
     """Top-level module names among the files of a RECORD."""
-    names = set()
-    for line in _rows(path):
-        first, _, rest = line.split(",")[0].strip('"').partition("/")
-        if rest and first.isidentifier():
-            names.add(first)
-        elif not rest and first.endswith((".py", ".so", ".pyd")):
-            names.add(first.partition(".")[0])
-    return sorted(names)
+    return sorted(tops(_rows(path)))
 
 
 @functools.cache

@@ -8,17 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from compiler.canonical import digest, file_digest, list_files
 from compiler.errors import ConfigError, IntegrityError
 from compiler.foreign_json import read_json
 from compiler.names import check_names
-from compiler.registries.reference import is_reference, parse
 from compiler.terminal import printable
-
-if TYPE_CHECKING:
-    from compiler.runtime.policy import Policy
 
 MANIFEST = "manifest.json"
 DEFERRED = "deferred"
@@ -31,19 +27,6 @@ VERSION = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}")
 CREATED = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
 MAX_MANIFEST_BYTES = 4 << 20
 """As a value in memory it may take fifty times that."""
-
-
-def local_folder(path_or_ref: str | Path, policy: Policy | None = None) -> Path:
-    """The folder that the user means by a path, or by a reference: in the cache, fetched if need be.
-
-    Raises: as `compiler.runtime.fetch.cached`, for a reference.
-    """
-    text = str(path_or_ref)
-    if not is_reference(text):
-        return Path(path_or_ref)
-    from compiler.runtime.fetch import cached
-
-    return cached(parse(text), policy).folder
 
 
 def read_manifest(path: Path) -> tuple[Path, dict[str, Any]]:

@@ -28,6 +28,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from compiler import reads
 from compiler.runtime import gpu, sensors
 from compiler.runtime.control_group import usable_cores
 from compiler.runtime.names import ON_GPU, libraries_of
@@ -299,6 +300,7 @@ def main(argv: list[str]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started this process ends it
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print is no answer
+    reads.watch()
     visit = Visit(Path(argv[0]), argv[1], json.loads(argv[2]) if len(argv) > 2 else {})
     answers.write(json.dumps(visit.ready()) + "\n")
     for line in sys.stdin:

@@ -4,7 +4,9 @@ objects/ab/<digest>/...     the files of a result; <digest> is the digest of the
 actions/ab/<key>.json       which object a key produced, and what the key was made of
 verified/ab/<digest>.json   what the object's files looked like (size, times, inode) when last hashed
 last/<scope>/<step>.json    the key a step had last, to say why it runs again
+reads/ab/<key>.json         which files steps of that key were seen to read; the key of their results covers these too
 versions/<identity>.json    which finished version has that identity
+latest/<model>/<target>.json  which version was delivered last, and `latest` leads to
 work/, failures/, quarantine/, locks/
 """
 
@@ -29,6 +31,7 @@ from compiler.store.objects import Objects, look, tree_matches
 from compiler.store.records import read_sealed, sealed
 from compiler.store.session import Session, sweep, upkeep_lock
 
+MOST_SETS = 32
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT)
 
 
@@ -160,6 +163,22 @@ class Store:
             }
             self.write(self.action_path(key), sealed(action))
         return Result(key, object_, self.object_path(object_), entries, seconds, action["loaded"])
+
+    def read_sets(self, key: str) -> list[list[str]]:
+        """The sets of files that steps with this key (that covers no file read) were seen to read, the latest first."""
+        record = read_sealed(self._reads_path(key))
+        found: list[list[str]] = record["sets"] if record else []
+        return found
+
+    def remember_reads(self, key: str, names: list[str]) -> None:
+        """Keeps a set of files for `read_sets`."""
+        before = self.read_sets(key)
+        after = [names, *(known for known in before if known != names)][:MOST_SETS]
+        if after != before:
+            self.write(self._reads_path(key), sealed({"sets": after}))
+
+    def _reads_path(self, key: str) -> Path:
+        return self.root / "reads" / key[:2] / f"{key}.json"
 
     def remember_last(self, scope: str, step: str, document: dict[str, Any]) -> None:
         """Keeps the key document of `step`, for the next run's explanation."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from compiler.canonical import digest, file_digest
 from compiler.disk import explain_os_errors, explained, remove_tree
-from compiler.store import locks
+from compiler.store import latest, locks
 from compiler.store.objects import is_whole
 from compiler.store.records import read_sealed
 from compiler.store.session import UPKEEP, pinned, sweep, upkeep_lock
@@ -186,7 +186,7 @@ def check(store: Store, artifacts: Path, repair: bool, told: Callable[[str], Non
             missing = _forget(path, f"the result of {action['step'] or path.stem[:12]} is missing", repair)
             if action["object"] not in aside:  # else it has been told
                 yield missing
-    for folder in ("verified", "last", "versions"):
+    for folder in ("verified", "last", "versions", "latest", "reads"):
         for path in sorted((store.root / folder).rglob("*.json")):
             if read_sealed(path) is None:
                 yield _forget(path, f"the record {_short(store, path)} is not as it was written", repair)
@@ -194,6 +194,8 @@ def check(store: Store, artifacts: Path, repair: bool, told: Callable[[str], Non
     yield from _check_memo(store, repair)
     told("finished versions")
     yield from _check_versions(artifacts)
+    for what, mended in latest.problems(store, artifacts, repair):
+        yield Damage(what, "restored" if mended else "")
 
 
 def _is_action(action: Mapping[str, Any], key: str) -> bool:
@@ -277,8 +279,8 @@ def _needed_keys(artifacts: Path, keep: int | None) -> dict[str, int]:
     needed: dict[str, int] = {}
     for home, folders in homes.items():
         kept = folders if keep is None else folders[max(0, len(folders) - keep) :]
-        latest = home / "latest"
-        if kept and latest.is_symlink() and (there := home / os.readlink(latest)) in folders and there not in kept:  # noqa: PTH115
+        link = home / latest.NAME
+        if kept and link.is_symlink() and (there := home / os.readlink(link)) in folders and there not in kept:  # noqa: PTH115
             kept = [*kept, there]
         for folder in kept:
             for key in _keys_of(folder):
