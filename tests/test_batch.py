@@ -91,6 +91,7 @@ STEPS: dict[str, tuple[Stage, dict[str, str]]] = {
     "onnxruntime_int8": (Quantize(), {"model": "fuse", "calibration": "calibrate"}),
     "openvino_fp32": (openvino.Convert(), {"model": "fuse"}),
     "openvino_int8": (openvino.Quantize(), {"model": "openvino_fp32", "calibration": "calibrate"}),
+    "openvino_qdq_int8": (openvino.Convert(source="int8"), {"model": "onnxruntime_int8"}),
     "tflite_fp32": (tflite.Convert(), {"model": "fuse"}),
     **{
         name: (stage, {"model": "tflite_fp32", "calibration": "calibrate"})

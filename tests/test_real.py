@@ -27,7 +27,14 @@ pytestmark = pytest.mark.real
 
 CANDIDATES = {
     "rpi4": ["tflite_fp32", "tflite_fp16", "tflite_dynamic_int8", "tflite_int8"],
-    "xeon": ["openvino_fp32", "openvino_bf16", "openvino_int8", "onnxruntime_fp32", "onnxruntime_int8"],
+    "xeon": [
+        "openvino_fp32",
+        "openvino_bf16",
+        "openvino_int8",
+        "openvino_qdq_int8",
+        "onnxruntime_fp32",
+        "onnxruntime_int8",
+    ],
 }
 
 

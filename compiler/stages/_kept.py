@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from compiler.errors import unknown_name
@@ -23,3 +23,21 @@ def kept_nodes(graph: Any, keep: Iterable[str]) -> set[str]:
             raise unknown_name("node or operator type", word, {*nodes, *nodes.values()})
         result |= named
     return result
+
+
+def beside(graph: Any, tensors: Collection[str]) -> set[str]:
+    """The labels of the nodes that write one of `tensors`, or read one or a constant that is not finite."""
+    import numpy as np
+    from onnx import TensorProto, numpy_helper
+
+    kinds = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
+    masks = {
+        constant.name
+        for constant in graph.initializer
+        if constant.data_type in kinds and not np.isfinite(numpy_helper.to_array(constant)).all()
+    }
+    return {
+        label(node)
+        for node in graph.node
+        if not {*node.input, *node.output}.isdisjoint(tensors) or not masks.isdisjoint(node.input)
+    }

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from compiler.conversion import SIGNATURE
+from compiler.errors import StepError
 from compiler.stage import Stage, report_progress, write_array, write_json
 
 if TYPE_CHECKING:
@@ -26,7 +27,9 @@ class Calibrate(Stage):
     and `calibration.json`.
 
     Two passes over the samples, one for the ranges and one for the counts, so memory does not grow with the
-    number of samples. Quantizers that bring their own calibration take the same samples.
+    number of samples. Both are of finite values; `infinite` names the tensors that hold infinities besides, as the
+    scores of masked attention do: no grid of int8 has a place for those.
+    Quantizers that bring their own calibration take the same samples.
     """
 
     inputs: ClassVar[Mapping[str, str]] = {"model": "fuse", "samples": "samples"}
@@ -40,7 +43,7 @@ class Calibrate(Stage):
         return ("onnx", "onnxruntime")
 
     def run(self, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
-        """See `Stage.run`."""
+        """See `Stage.run`. Raises StepError for a tensor that holds NaN, and names it."""
         import numpy as np
 
         signature = json.loads((inputs["model"] / SIGNATURE).read_text())
@@ -51,16 +54,24 @@ class Calibrate(Stage):
         high = dict.fromkeys(names, -np.inf)
         total = 2 * len(images)
         order = hashlib.sha256()
+        infinite: set[str] = set()
         for done, (image, values) in enumerate(_activations(session, names, images, signature)):
             order.update(image.tobytes())
             for name, value in values.items():
-                low[name] = min(low[name], float(value.min()))
-                high[name] = max(high[name], float(value.max()))
+                finite = finite_values(name, value)
+                if finite.size < value.size:
+                    infinite.add(name)
+                if finite.size:
+                    low[name] = min(low[name], float(finite.min()))
+                    high[name] = max(high[name], float(finite.max()))
             report_progress(done + 1, total, "samples")
+        for name in names:
+            if low[name] > high[name]:  # no finite value at all
+                low[name] = high[name] = 0.0
         counts = {name: np.zeros(self.bins, np.int64) for name in names}
         for done, (_, values) in enumerate(_activations(session, names, images, signature)):
             for name, value in values.items():
-                counts[name] += histogram(value, self.bins, low[name], high[name])
+                counts[name] += histogram(finite_values(name, value), self.bins, low[name], high[name])
             report_progress(len(images) + done + 1, total, "samples")
         np.savez(
             out / "histograms.npz",
@@ -68,10 +79,40 @@ class Calibrate(Stage):
             low=np.array([low[n] for n in names], np.float64),
             high=np.array([high[n] for n in names], np.float64),
             counts=np.stack([counts[n] for n in names]),
+            infinite=np.array([n for n in names if n in infinite], np.str_),
         )
         record = {"samples": len(images), "order_sha256": order.hexdigest(), "tensors": len(names), "bins": self.bins}
+        if infinite:
+            record["infinite"] = [name for name in names if name in infinite]
         write_json(out / RECORD, record)
         return record
+
+
+def finite_values(name: str, value: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The values of the tensor `name` that are not infinite, of any shape.
+
+    Raises:
+        StepError: there is NaN among them.
+    """
+    import numpy as np
+
+    finite = np.isfinite(value)
+    if finite.all():
+        return value
+    if np.isnan(value).any():
+        raise StepError(
+            f"the tensor {name} of the float model is NaN on calibration samples, so it has no range",
+            fix="look in the model for a division by zero or a difference of infinities before that tensor",
+        )
+    return value[finite]
+
+
+def infinite_tensors(calibration: Path) -> set[str]:
+    """The tensors that held an infinity on a calibration sample."""
+    import numpy as np
+
+    with np.load(calibration / "histograms.npz", allow_pickle=False) as stored:
+        return {str(name) for name in stored["infinite"]} if "infinite" in stored else set()
 
 
 def histogram(value: NDArray[np.float32], bins: int, low: float, high: float) -> NDArray[np.int64]:

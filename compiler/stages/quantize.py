@@ -13,13 +13,16 @@ from compiler.qdq import violations
 from compiler.stage import PREVIOUS
 from compiler.stages import _limits
 from compiler.stages._explicit import place
-from compiler.stages._kept import kept_nodes
+from compiler.stages._kept import beside, kept_nodes
 from compiler.stages._model_files import save_onnx
-from compiler.stages.calibrate import ranges
+from compiler.stages._optimized import spoiled_by
+from compiler.stages.calibrate import infinite_tensors, ranges
 
 SYMMETRIC = ("uint8_asymmetric", "int8_symmetric")
 PLACEMENTS = {"onnxruntime": ("minmax", "percentile"), "tensorrt": _limits.METHODS}
 """Who is to fuse the Q/DQ pairs -> the ways of choosing ranges that there are for it."""
+ATTENTION = (("Softmax",), ("Softmax", "MatMul"))
+"""What is left float, in turn, where ONNX Runtime's optimizations get attention wrong."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -31,7 +34,10 @@ class Quantize(Conversion):
     residual branches; int8 and symmetric throughout, weights per channel, biases float. The result is checked
     against the rules in `compiler/qdq.py`.
 
-    Ranges come from the histograms of `calibrate`. `keep` names nodes, or operator types, that stay float.
+    Ranges come from the histograms of `calibrate`; what reads or writes infinities (masked attention) stays float. For
+    `onnxruntime` the answers with graph optimizations are compared with those without: where they are spoiled, Softmax
+    and then MatMul stay float too, and `optimizer` in the facts says so. `keep` names nodes,
+    or operator types, that stay float.
     """
 
     inputs: ClassVar[Mapping[str, str]] = {"model": PREVIOUS, "samples": "samples", "calibration": "calibrate"}
@@ -55,7 +61,8 @@ class Quantize(Conversion):
 
         Raises:
             ConfigError: an unknown recipe.
-            StepError: TensorRT's rules do not hold in what was written for it.
+            StepError: TensorRT's rules do not hold in what was written for it, or ONNX Runtime's optimizations spoil
+                what was written for it.
         """
         self._check_fields()
         return self._for_tensorrt(inputs, out) if self.placement == "tensorrt" else self._for_onnxruntime(inputs, out)
@@ -80,7 +87,9 @@ class Quantize(Conversion):
         import onnx
 
         model = onnx.load(str(inputs["model"] / "model.onnx"))
+        endless = infinite_tensors(inputs["calibration"])
         spans = _limits.limits(inputs["calibration"], self.ranges, self.percentile)
+        spans = {name: limit for name, limit in spans.items() if name not in endless}
         placed = place(model, spans, kept_nodes(model.graph, self.keep))
         del model.graph.value_info[:]
         save_onnx(model, out / "model.onnx")
@@ -99,6 +108,21 @@ class Quantize(Conversion):
         }
 
     def _for_onnxruntime(self, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+        """Quantizes; where optimizations spoil the result, again with more of attention in float."""
+        cause = None
+        for kept in ((), *ATTENTION):
+            facts = self._pairs(inputs, out, kept)
+            spoiled = spoiled_by(out / "model.onnx", inputs)
+            if spoiled is None:
+                return {**facts, "optimizer": {"name": cause, "left_float": list(kept)}} if cause else facts
+            cause = cause or spoiled
+        raise StepError(
+            f"ONNX Runtime's graph optimizations change what the Q/DQ model computes: {cause}",
+            fix="take openvino_qdq_int8, which reads the same pairs right, or name more operators in keep",
+        )
+
+    def _pairs(self, inputs: Mapping[str, Path], out: Path, more: tuple[str, ...]) -> dict[str, Any]:
+        """Writes the Q/DQ model; `more` are operator types that stay float besides those of `keep`."""
         import numpy as np
         import onnx
         from onnxruntime.quantization import QDQQuantizer, QuantType
@@ -108,6 +132,9 @@ class Quantize(Conversion):
         model = onnx.load(str(inputs["model"] / "model.onnx"))
         symmetric = self.activations == "int8_symmetric"
         spans = ranges(inputs["calibration"], self.ranges, self.percentile)
+        endless = beside(model.graph, infinite_tensors(inputs["calibration"]))
+        present = {node.op_type for node in model.graph.node}
+        kept = kept_nodes(model.graph, (*self.keep, *(kind for kind in more if kind in present)))
         data = {
             name: TensorData(lowest=np.array(min(low, 0.0), np.float32), highest=np.array(max(high, 0.0), np.float32))
             for name, (low, high) in spans.items()
@@ -120,7 +147,7 @@ class Quantize(Conversion):
             activation_qType=QuantType.QInt8 if symmetric else QuantType.QUInt8,
             tensors_range=TensorsData(CalibrationMethod.MinMax, data),
             nodes_to_quantize=[],
-            nodes_to_exclude=sorted(kept_nodes(model.graph, self.keep)),
+            nodes_to_exclude=sorted(kept | endless),
             op_types_to_quantize=sorted(QDQRegistry),
             extra_options={"ActivationSymmetric": symmetric, "WeightSymmetric": True, "DedicatedQDQPair": False},
         )
@@ -128,7 +155,7 @@ class Quantize(Conversion):
         result = quantizer.model.model
         del result.graph.value_info[:]  # the quantizer's guesses at open dimensions
         save_onnx(result, out / "model.onnx")
-        return _counts(result)
+        return {**_counts(result), **({"float_for_infinities": sorted(endless)} if endless else {})}
 
 
 def _counts(model: Any) -> dict[str, int]:

@@ -1,0 +1,104 @@
+"""Ranges of activations: what one sample reaches is kept, infinities have none, and optimizations are compared."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from compiler.backends import openvino
+from compiler.conversion import PROBE, SIGNATURE
+from compiler.errors import ConfigError, StepError
+from compiler.stages import _optimized
+from compiler.stages._kept import beside
+from compiler.stages.calibrate import Calibrate, finite_values, infinite_tensors, ranges
+
+ENTRY = {"name": "x", "dtype": "float32", "shape": [1, 3, 4, 4], "layout": "NCHW"}
+SIGNATURE_OF_X: dict[str, Any] = {
+    "inputs": [ENTRY], "outputs": [{"name": "y", "dtype": "float32", "shape": [1, 4], "layout": "NC"}],
+    "preprocessing": {"mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0]}, "trained": True,
+}  # fmt: skip
+
+
+def masked(folder: Path) -> dict[str, Path]:
+    """Inputs of `calibrate`: scores (1, 3, 4, 4) with a mask of minus infinity added, then softmax."""
+    mask = np.triu(np.full((4, 4), -np.inf, np.float32), 1)
+    nodes = [
+        helper.make_node("Add", ["x", "mask"], ["scores"], "add"),
+        helper.make_node("Softmax", ["scores"], ["shares"], "softmax"),
+        helper.make_node("ReduceMean", ["shares"], ["y"], "mean", axes=[1, 2], keepdims=0),
+    ]
+    graph = helper.make_graph(
+        nodes, "masked",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3, 4, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4])],
+        [numpy_helper.from_array(mask, "mask")],
+    )  # fmt: skip
+    (folder / "model").mkdir()
+    (folder / "samples").mkdir()
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8),
+        folder / "model" / "model.onnx",
+    )
+    (folder / "model" / SIGNATURE).write_text(json.dumps(SIGNATURE_OF_X))
+    images = np.random.default_rng(5).integers(0, 256, (6, 4, 4, 3), np.uint8)
+    np.save(folder / "samples" / "calibration.npy", images)
+    return {"model": folder / "model", "samples": folder / "samples"}
+
+
+@pytest.mark.parametrize("method", ["minmax", "percentile"])
+def test_ranges_are_of_finite_values_and_infinite_tensors_are_named(tmp_path: Path, method: str) -> None:
+    inputs, out = masked(tmp_path), tmp_path / "out"
+    out.mkdir()
+    assert Calibrate().run(inputs, out)["infinite"] == ["scores"]
+    assert infinite_tensors(out) == {"scores"}
+    assert all(np.isfinite(span).all() and span[0] >= -10 for span in ranges(out, method, 99.9).values())
+
+
+def test_nodes_beside_infinities_stay_float(tmp_path: Path) -> None:
+    graph = onnx.load(masked(tmp_path)["model"] / "model.onnx").graph
+    assert beside(graph, {"scores"}) == {"add", "softmax"}
+    assert beside(graph, set()) == {"add"}  # the mask itself is a constant that is not finite
+
+
+def test_nan_is_an_error_that_names_the_tensor() -> None:
+    values = np.array([1.0, np.nan, -np.inf], np.float32)
+    with pytest.raises(StepError, match=r"tensor hidden\.7 .* NaN"):
+        finite_values("hidden.7", values)
+    assert finite_values("t", np.array([2.0, np.inf, -np.inf], np.float32)).tolist() == [2.0]
+
+
+def test_unknown_ranges_of_openvino_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="ranges"):
+        openvino.Quantize(ranges="minmaxx").convert({}, tmp_path)
+    with pytest.raises(ConfigError, match="source"):
+        openvino.Convert(source="int4").convert({}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("fused", "plain", "without", "expected"),
+    [
+        (2.0, 0.2, 0.2, _optimized.FUSER),  # optimizations spoil what the file says, and one of them is it
+        (2.0, 0.2, 2.0, "another than " + _optimized.FUSER),
+        (0.3, 0.2, 0.3, None),  # kernels round elsewhere
+        (2.0, 2.0, 2.0, None),  # bad, but not by optimizations: `judge` has that
+        (0.01, 0.0, 0.0, None),  # next to nothing
+    ],
+)
+def test_optimizations_that_spoil_a_model_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fused: float, plain: float, without: float, expected: str | None
+) -> None:
+    inputs = masked(tmp_path)
+    reference = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+    np.save(inputs["model"] / PROBE, reference)
+
+    def answers(model: Path, values: Any, optimized: bool, disabled: tuple[str, ...]) -> Any:
+        return reference + ((without if disabled else fused) if optimized else plain)
+
+    monkeypatch.setattr(_optimized, "_answers", answers)
+    assert _optimized.spoiled_by(tmp_path / "model.onnx", inputs) == expected
