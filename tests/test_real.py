@@ -31,9 +31,9 @@ CANDIDATES = {
         "openvino_fp32",
         "openvino_bf16",
         "openvino_int8",
-        "openvino_qdq_int8",
         "onnxruntime_fp32",
         "onnxruntime_int8",
+        "openvino_qdq_int8",
     ],
 }
 
