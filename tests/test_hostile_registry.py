@@ -6,6 +6,7 @@ import base64
 import contextlib
 import errno
 import gzip
+import hashlib
 import io
 import json
 import os
@@ -36,7 +37,7 @@ from compiler.registries.patience import Patience
 from compiler.registries.reference import Reference, parse
 from compiler.registries.remote import Remote
 from compiler.registries.sign_in import challenges
-from compiler.registries.transfer import Layer, fetch, read_small, resolve, send
+from compiler.registries.transfer import Layer, Meter, _stream, fetch, read_small, resolve, send, silent
 from compiler.runtime.fetch import pull, versions
 
 CANARY = "what nobody may read or change"
@@ -720,6 +721,85 @@ def test_token_service_that_is_busy_is_asked_again(registry: Hostile, status: in
     )
     registry.replies["GET /token"] = lambda _got: busy.pop() if busy else (200, {}, b'{"token": "good"}')
     assert connect(reference(registry)).tags() == ["v1"]
+
+
+def _dripping(first: bytes, endless: bytes, every_s: float) -> Iterator[tuple[str, list[int]]]:
+    """A server that answers with `first`, then `endless` again and again; its host, and how many connections came."""
+    came: list[int] = []
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = server.accept()
+            except OSError:
+                return
+            came.append(1)
+            threading.Thread(target=drip, args=(connection,), daemon=True).start()
+
+    def drip(connection: socket.socket) -> None:
+        with contextlib.suppress(OSError), connection:
+            connection.recv(1 << 16)
+            connection.sendall(first)
+            while endless:
+                connection.sendall(endless)
+                time.sleep(every_s)
+
+    threading.Thread(target=serve, daemon=True).start()
+    try:
+        yield f"127.0.0.1:{server.getsockname()[1]}", came
+    finally:
+        server.close()
+
+
+SLOW: dict[str, tuple[bytes, bytes]] = {
+    "a status line": (b"HTTP/1.1 ", b"2"),
+    "a header without end": (b"HTTP/1.1 200 OK\r\nX: ", b"x"),
+    "headers without end": (b"HTTP/1.1 200 OK\r\n", b"X: x\r\n"),
+    "interim answers without end": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "a body": (b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n", b"x"),
+    "a body without a size": (b"HTTP/1.1 200 OK\r\n\r\n", b"x"),
+    "chunks": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+    "a chunk's size": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"0"),
+    "nothing at all": (b"", b""),
+    "an end at once": (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", b""),
+}
+
+
+@pytest.mark.parametrize("what", SLOW)
+def test_answer_that_never_ends_is_given_up(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every byte would reset a socket's own timeout."""
+    monkeypatch.setattr(http, "ANSWER_S", 0.5)
+    monkeypatch.setattr(Http.ask, "__defaults__", (0.5,))
+    monkeypatch.setattr(Remote.ask, "__defaults__", (*(Remote.ask.__defaults__ or ())[:-1], 0.5))
+    monkeypatch.setattr(Patience.__init__, "__defaults__", (1.0,))
+    with contextlib.contextmanager(_dripping)(*SLOW[what], 0.05) as (host, _):
+        began = time.monotonic()
+        with pytest.raises(StepError, match="cannot be reached"):
+            connect(parse(f"oci://{host}/one")).tags()
+        assert time.monotonic() - began < 8
+
+
+def test_one_byte_a_connection_is_not_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Patience.__init__, "__defaults__", (1.0,))
+    blob = describe(b"0" * 5000, "text/plain", "model.bin")
+    first = b"HTTP/1.1 206 Partial Content\r\nContent-Length: 99\r\nContent-Range: bytes 0-98/5000\r\n\r\n0"
+    with contextlib.contextmanager(_dripping)(first, b"", 0) as (host, came):
+        sink = io.BytesIO()
+        began = time.monotonic()
+        with pytest.raises(StepError, match="cannot be reached"):
+            _stream(connect(parse(f"oci://{host}/one")), blob, hashlib.sha256(), 0, sink, Meter(1, silent))
+        assert time.monotonic() - began < 8 and len(came) >= 2
+
+
+def test_bytes_that_come_fast_enough_renew_patience_and_others_do_not() -> None:
+    waiting = Patience("here", 60.0)
+    waiting._since -= 10.0
+    since = waiting._since
+    waiting.gained(100)
+    assert waiting._since == since
+    waiting.gained(20_000)
+    assert waiting._since > since
 
 
 def test_registry_that_asks_for_time_is_left_alone_for_that_time(

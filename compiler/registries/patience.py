@@ -14,6 +14,8 @@ PATIENCE_S = 60.0
 """Since the registry last got further: longer than one stall (`http.ANSWER_S`), so that another attempt follows it."""
 MOST_RETRY_AFTER_S = 300.0
 """Of all the time that a registry asks to be left alone without getting further."""
+SLOWEST_PER_S = 1024
+"""Bytes a second: a registry that gives or takes less counts as one that is not there."""
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.25, 8.0
 QUIET_S = 3.0
 """Who waits for longer is told why."""
@@ -27,8 +29,18 @@ class Patience:
         self._where, self._seconds = where, seconds
         self.got_further()
 
+    def gained(self, count: int) -> None:
+        """So many more bytes are there: patience starts again where they come fast enough.
+
+        A registry that gives a byte a connection would be waited for until the last one.
+        """
+        self._gained += count
+        if self._gained >= SLOWEST_PER_S * (time.monotonic() - self._since):
+            self.got_further()
+
     def got_further(self) -> None:
-        """The registry has done something: patience begins anew."""
+        """The registry has done something: patience starts again."""
+        self._gained = 0
         self._since, self._pause, self._said = time.monotonic(), FIRST_PAUSE_S, False
         self._until = self._since + self._seconds
         self._asked_until = self._since + MOST_RETRY_AFTER_S

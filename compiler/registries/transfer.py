@@ -287,7 +287,7 @@ def _stream(registry: Registry, layer: Descriptor, seen: Any, start: int, stream
                 seen.update(piece)
                 stream.write(piece)
                 meter.add(len(piece))
-                patience.got_further()
+                patience.gained(len(piece))
             if start < layer.size:
                 raise Broken("the registry ends it early")
             return start

@@ -56,18 +56,16 @@ class Upload:
                     return
             except Broken as error:
                 sure = False
-                if self._got_further():
-                    patience.got_further()
+                patience.gained(self._gain())
                 patience.wait(error)
             else:
-                if self._got_further():
-                    patience.got_further()
+                patience.gained(self._gain())
 
-    def _got_further(self) -> bool:
-        """Whether the registry has confirmed more of this upload than ever: to begin one, or to lose it, is nothing."""
-        further = self._there > self._best
-        self._best = max(self._best, self._there)
-        return further
+    def _gain(self) -> int:
+        """Bytes that the registry has confirmed beyond all before: to begin an upload, or to lose it, is nothing."""
+        gain = max(0, self._there - self._best)
+        self._best += gain
+        return gain
 
     def _step(self) -> bool:
         """The next request; whether the blob is complete."""
