@@ -9,13 +9,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from compiler.errors import ConfigError, StepError
 from compiler.runtime.names import module_of
 from compiler.stage import PREVIOUS, Stage, write_array, write_json
+from compiler.uneven import uneven_layers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,6 +35,9 @@ MAX_GAIN = {"fp32": 1.01, "fp16": 1.05, "bf16": 1.1, "dynamic_int8": 1.5, "int8"
 """How many times larger or smaller the outputs may be. A halved input left a cosine of 0.9998 and every class right."""
 MAX_OFFSET = {"fp32": 0.01, "fp16": 0.05, "bf16": 0.1, "dynamic_int8": 0.3, "int8": 0.3}
 """How far the classes' mean outputs may move, as a share of the outputs' spread. Healthy int8 networks: below 0.02."""
+MAX_RELATIVE_ERROR = {"fp32": 0.01, "fp16": 0.05, "bf16": 0.2, "dynamic_int8": 0.5, "int8": 0.5}
+"""Largest distance from the outputs before as a share of their size (L2 norms), for networks that answer every sample
+nearly alike or have no trained weights: cosines of what is left after centring say nothing there."""
 MAX_CLIPPED = 0.02
 """Share of real input values that may lie outside what a quantized input can hold: calibrators cut off less."""
 
@@ -99,6 +103,7 @@ class Conversion(Stage):
         judge(
             fidelity, self.precision(), trained=before["trained"], min_cosine=self.min_cosine,
             min_agreement=self.min_agreement,
+            reasons=uneven_layers(inputs.get("calibration")) if self.precision() == "int8" else (),
         )  # fmt: skip
         batches = before.get("dynamic_batch", True) and takes_batches(
             out / self.artifact, self.runtime, self.runtime_options, signature, inputs["samples"], outputs,
@@ -202,7 +207,8 @@ def compare(reference: NDArray[np.float32], outputs: NDArray[np.float32]) -> dic
     that answers everything alike keeps a high cosine and loses the centred one. `sqnr_db` is the signal-to-noise
     ratio in decibels, None where nothing differs. `gain` is the least-squares slope of the centred outputs over the
     reference's, and `offset` how far the classes' means moved, over the reference's spread (root mean squares): a wrong
-    scale or bias, which neither cosine nor top-1 need show. `discriminates`: the reference tells samples apart.
+    scale or bias, which neither cosine nor top-1 need show. `relative_error` is the distance over the reference's size,
+    both L2 norms. `discriminates`: the reference tells samples apart.
 
     Raises:
         StepError: the shapes differ, or an output is NaN or infinite.
@@ -235,6 +241,7 @@ def compare(reference: NDArray[np.float32], outputs: NDArray[np.float32]) -> dic
         "sqnr_db": round(float(10 * np.log10(signal / noise)), 2) if noise > 0 and signal > 0 else None,
         "gain": round(float((centred_a * centred_b).sum()) / power, 6) if power else 1.0,
         "offset": round(float(np.sqrt(np.square(moved).sum() * len(a) / power)), 6) if power else 0.0,
+        "relative_error": round(float(np.sqrt(noise / signal)), 6) if signal else float(noise > 0),
         "top1_agreement": float((a.argmax(axis=1) == b.argmax(axis=1)).mean()),
         "discriminates": bool(spread > 1e-3 * size and spread > 1e-7),
         "n": len(a),
@@ -255,17 +262,21 @@ def judge(
     trained: bool,
     min_cosine: float | None = None,
     min_agreement: float | None = None,
+    reasons: Sequence[str] = (),
 ) -> None:
     """Fails a conversion that does not compute what the step before computed.
 
-    Untrained weights answer every sample alike, so what a lower precision makes of them says nothing. `min_cosine` and
-    `min_agreement` stand in for the precision's own.
+    Untrained weights answer every sample nearly alike, so cosine and top-1 say nothing of a lower precision: those
+    networks are judged by their relative error. `min_cosine` and `min_agreement` stand in for the precision's own.
+    `reasons`: what is known about the network that explains a failure.
 
     Raises:
         StepError: the outputs have collapsed.
     """
-    vacuous = not fidelity["discriminates"] or (not trained and precision != "fp32")
-    if vacuous:
+    if not fidelity["discriminates"] or (not trained and precision != "fp32"):
+        error, limit = fidelity["relative_error"], MAX_RELATIVE_ERROR[precision]
+        if error > limit:
+            raise _otherwise(fidelity, precision, [f"relative error {error:.2g} (at most {limit:g})"], reasons)
         return
     cosine, agreement = fidelity["centred_cosine"], fidelity["top1_agreement"]
     gain, offset = fidelity["gain"], fidelity["offset"]
@@ -282,8 +293,19 @@ def judge(
         limit = MAX_OFFSET[precision]
         wrong.append(f"outputs moved by {offset:.2g} of their spread, as by a wrong bias ({limit:g} at most)")
     if wrong:
-        raise StepError(
-            f"the converted model computes something else than the step before, by {fidelity['n']} samples: "
-            f"{'; '.join(wrong)} for a {precision} result",
-            fix="do not ship this candidate; try another quantizer, recipe or more calibration samples",
+        raise _otherwise(fidelity, precision, wrong, reasons)
+
+
+def _otherwise(fidelity: Mapping[str, Any], precision: str, wrong: list[str], reasons: Sequence[str]) -> StepError:
+    fix = "do not ship this candidate; try another quantizer, recipe or more calibration samples"
+    if reasons:
+        fix = (
+            "no choice of ranges helps such layers: bring their channels to similar ranges before export (cross-layer "
+            "equalization), or leave this candidate out"
         )
+    return StepError(
+        f"the converted model computes something else than the step before, by {fidelity['n']} samples: "
+        f"{'; '.join(wrong)} for a {precision} result",
+        fix=fix,
+        details=list(reasons),
+    )

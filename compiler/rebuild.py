@@ -24,8 +24,8 @@ from compiler.runner import Runner
 from compiler.runtime.verify import check_selected
 from compiler.schema import Config, Executor
 from compiler.stage import FACTS
-from compiler.stages.calibrate import RECORD
 from compiler.store import Store
+from compiler.uneven import RECORD
 
 SHARED = "calibrate"
 CODE = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")

@@ -59,9 +59,20 @@ def load(path: Path, architecture: str, batch: int | None) -> tuple[Any, list[in
             raise fixed_batch(path, shape[0], batch)
         shape[0] = batch
     module = network(architecture, classes)
-    module.load_state_dict(state)
+    module.load_state_dict(with_versions(state, module))
     module.eval()
     return module, shape, classes
+
+
+def with_versions(state: Mapping[str, Any], module: Any) -> Any:
+    """Return `state` as an OrderedDict with the versions of today's modules, which safetensors files do not hold.
+
+    Modules read the versions when they load: torchvision's MNASNet refuses a state dict without one.
+    """
+    versioned = module.state_dict()  # has them in `_metadata`, which an OrderedDict keeps
+    versioned.clear()
+    versioned.update(state)
+    return versioned
 
 
 def network(architecture: str, classes: int) -> Any:

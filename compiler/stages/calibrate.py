@@ -12,13 +12,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from compiler.conversion import SIGNATURE
 from compiler.errors import StepError
 from compiler.stage import Stage, report_progress, write_array, write_json
+from compiler.uneven import RECORD, ChannelRanges
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-
-RECORD = "calibration.json"
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -28,7 +26,8 @@ class Calibrate(Stage):
 
     Two passes over the samples, one for the ranges and one for the counts, so memory does not grow with the
     number of samples. Both are of finite values; `infinite` names the tensors that hold infinities besides, as the
-    scores of masked attention do: no grid of int8 has a place for those.
+    scores of masked attention do: no grid of int8 has a place for those. `uneven` in the record names the layers whose
+    channels differ too much for one scale.
     Quantizers that bring their own calibration take the same samples.
     """
 
@@ -49,7 +48,7 @@ class Calibrate(Stage):
         signature = json.loads((inputs["model"] / SIGNATURE).read_text())
         images = np.load(inputs["samples"] / "calibration.npy", mmap_mode="r", allow_pickle=False)
         write_array(out / "samples.npy", images)
-        names, session = _observed(inputs["model"] / "model.onnx")
+        names, session, channels = _observed(inputs["model"] / "model.onnx")
         low = dict.fromkeys(names, np.inf)
         high = dict.fromkeys(names, -np.inf)
         total = 2 * len(images)
@@ -59,6 +58,7 @@ class Calibrate(Stage):
             order.update(image.tobytes())
             for name, value in values.items():
                 finite = finite_values(name, value)
+                channels.add(name, value)
                 if finite.size < value.size:
                     infinite.add(name)
                 if finite.size:
@@ -81,9 +81,13 @@ class Calibrate(Stage):
             counts=np.stack([counts[n] for n in names]),
             infinite=np.array([n for n in names if n in infinite], np.str_),
         )
-        record = {"samples": len(images), "order_sha256": order.hexdigest(), "tensors": len(names), "bins": self.bins}
+        record: dict[str, Any] = {
+            "samples": len(images), "order_sha256": order.hexdigest(), "tensors": len(names), "bins": self.bins,
+        }  # fmt: skip
         if infinite:
             record["infinite"] = [name for name in names if name in infinite]
+        if uneven := channels.uneven():
+            record["uneven"] = uneven
         write_json(out / RECORD, record)
         return record
 
@@ -132,8 +136,8 @@ def histogram(value: NDArray[np.float32], bins: int, low: float, high: float) ->
     return np.histogram(value.astype(np.float64), bins=bins, range=(low, high))[0].astype(np.int64)
 
 
-def _observed(path: Path) -> tuple[list[str], Any]:
-    """The float tensors of the graph, in graph order, and a session that returns them all."""
+def _observed(path: Path) -> tuple[list[str], Any, ChannelRanges]:
+    """The float tensors of the graph, in graph order, a session that returns them all, and what observes channels."""
     import onnx
     import onnxruntime
 
@@ -154,7 +158,7 @@ def _observed(path: Path) -> tuple[list[str], Any]:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1  # the order of sums must not depend on the machine's cores
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return [graph.input[0].name, *names], session
+    return [graph.input[0].name, *names], session, ChannelRanges(graph.node)
 
 
 def _activations(

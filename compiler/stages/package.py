@@ -14,8 +14,8 @@ from compiler.runtime.measure import RAW, RESULT
 from compiler.stage import Stage, write_json
 from compiler.stages._measurement import artifact_files
 from compiler.stages.benchmark import SCREEN_RAW
-from compiler.stages.calibrate import RECORD
 from compiler.stages.sweep import CURVES
+from compiler.uneven import RECORD
 
 MEDIA_TYPES = {
     ".tflite": "application/vnd.tflite", ".onnx": "application/vnd.onnx", ".xml": "application/vnd.openvino.ir+xml",

@@ -118,7 +118,7 @@ class Quantize(Conversion):
             cause = cause or spoiled
         raise StepError(
             f"ONNX Runtime's graph optimizations change what the Q/DQ model computes: {cause}",
-            fix="take openvino_qdq_int8, which reads the same pairs right, or name more operators in keep",
+            fix="name more operators in keep, such as keep=[LayerNormalization,Add], or leave this candidate out",
         )
 
     def _pairs(self, inputs: Mapping[str, Path], out: Path, more: tuple[str, ...]) -> dict[str, Any]:
