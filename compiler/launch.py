@@ -57,6 +57,8 @@ class Job:
     seed: int | None = None
     """For a stage that computes in floating point: where every library's generator of random numbers starts."""
     measures: bool = False
+    after_crash: str = ""
+    """What to do where a library crashes the worker."""
 
 
 class Cancelled(Exception):
@@ -183,9 +185,7 @@ def _judge(job: Job, folder: Path, code: int, log_tail: list[str]) -> dict[str, 
         hint = "the system ends the largest process when memory runs out: see the kernel log, or build a smaller model"
         raise StepError(
             f"{job.name} was killed by {name}",
-            fix=hint
-            if name == "SIGKILL"
-            else "the converter or runtime crashed; the log and the command below reproduce it",
+            fix=hint if name == "SIGKILL" else job.after_crash,
             details=log_tail,
         )
     raise StepError(f"{job.name} ended with exit code {code} and no answer", fix="see the log", details=log_tail)

@@ -78,6 +78,10 @@ class Stage(ABC):
         """First-party modules that `run` loads by name, which no import statement shows."""
         return ()
 
+    def after_crash(self) -> str:
+        """What to do where a library crashes the step's process, which leaves the step no chance to say it itself."""
+        return "the converter or runtime crashed; the log and the command below reproduce it"
+
 
 def read_facts(result: Path) -> dict[str, Any]:
     """The facts that the stage behind `result` stated."""

@@ -247,6 +247,7 @@ class Walker:
             time_limit_s=min(self.plan.config.executor.time_limit_s, step.stage.time_limit_s),
             threads=self._cores,
             measures=step.stage.measures,
+            after_crash=step.stage.after_crash(),
         )
         before = self._keys.stamps(step)
         try:

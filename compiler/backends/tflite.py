@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from compiler.conversion import SIGNATURE, Conversion
-from compiler.errors import StepError, unknown_name
+from compiler.errors import CompilerError, StepError, unknown_name
 from compiler.stage import PREVIOUS
+from compiler.uneven import uneven_layers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -176,6 +177,43 @@ class Quantize(Conversion):
     def precision(self) -> str:
         """The recipe's."""
         return self.recipe
+
+    def after_crash(self) -> str:
+        """XNNPACK was seen to crash on files of either quantizer that the other's files run on."""
+        return f"the quantizer or TFLite's runtime crashed; {self._other()}" if self._static else super().after_crash()
+
+    @property
+    def _static(self) -> bool:
+        return self.recipe == "int8"
+
+    def _other(self) -> str:
+        other = next(name for name in QUANTIZERS if name != self.quantizer)
+        return f"take the other quantizer: set steps.quantize.quantizer={other} in this candidate"
+
+    def run(self, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
+        """See `Conversion.run`.
+
+        Raises:
+            StepError: the quantizer cannot make the file, or the file computes something else. The remedy names the
+                other quantizer, unless the network's channels are the reason.
+        """
+        if not self._static:
+            return super().run(inputs, out)
+        try:
+            return super().run(inputs, out)
+        except StepError as error:
+            if uneven_layers(inputs.get("calibration")):
+                raise
+            raise StepError(error.what, fix=self._other(), details=error.details) from error
+        except (CompilerError, OSError, MemoryError):
+            raise
+        except Exception as error:  # a library's own: whatever it raises, the other quantizer may do it
+            first = next(iter(str(error).splitlines()), "")
+            raise StepError(
+                f"{self.quantizer} cannot quantize this model: {type(error).__name__}: {first[:300]}",
+                fix=self._other(),
+                details=str(error).splitlines()[1:9],
+            ) from error
 
     def convert(self, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
         """See `Conversion.convert`. Raises ConfigError for an unknown recipe, quantizer or io."""
