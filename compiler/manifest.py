@@ -108,7 +108,10 @@ def head(plan: Plan, outcome: Outcome, inputs: Mapping[str, Mapping[str, str]]) 
         "selected": None,
         "selected_because": None,
         "baseline": config.baseline,
-        "weights": {"trained": outcome.trained, "demo": outcome.demo, "claim": outcome.claim or None},
+        "weights": {
+            "trained": outcome.trained, "demo": outcome.demo, "claim": outcome.claim or None,
+            "notes": outcome.weight_notes,
+        },
         "files": files,
         "candidates": None,
         "budget": plain(config.budget),

@@ -55,6 +55,8 @@ class Outcome:
     trained: bool = True
     claim: str = ""
     demo: bool = False
+    weight_notes: list[str] = field(default_factory=list)
+    """What was done to load the weights: a prefix removed, one of several sets taken."""
     prepared: frozenset[str] = frozenset()
     """Steps whose results another host made, of a build that is finished here."""
     finished_from: dict[str, str] = field(default_factory=dict)

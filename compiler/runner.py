@@ -96,6 +96,7 @@ class Runner:
         baseline = plan.candidates[plan.config.baseline]
         signature = json.loads((outcome.results[baseline.result].path / SIGNATURE).read_text())
         outcome.trained, outcome.claim, outcome.demo = signature["trained"], signature["claim"], signature["demo"]
+        outcome.weight_notes = signature.get("notes", [])
 
     def make(self, names: list[str]) -> Outcome:
         """Makes the results of the steps `names` and of what they need, and nothing else.

@@ -280,15 +280,18 @@ def turned_down(manifest: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def weights(manifest: dict[str, Any]) -> str:
-    """What the accuracy is not: of demo weights, or not claimed; empty where it is what it seems."""
+    """Return whether the accuracy is of demo weights or not claimed, and how the weights were loaded; or nothing."""
     if manifest["weights"]["demo"]:
         return (
             "Demo weights, trained on scikit-learn's digits. Build your own: python -m compiler "
             f"target={manifest['target']} model={manifest['model']} model.weights=WEIGHTS.safetensors "
             "model.sha256=null data=imagefolder data.root=IMAGES"
         )
-    claim = manifest["weights"]["claim"]
-    return f"Accuracy: {claim}." if claim else ""
+    claim, notes = manifest["weights"]["claim"], manifest["weights"].get("notes")
+    said = [f"Accuracy: {claim}."] if claim else []
+    if isinstance(notes, list) and notes:
+        said.append(f"Weights: {'; '.join(map(str, notes))}.")
+    return " ".join(said)
 
 
 def another_host(record: dict[str, Any], manifest: dict[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,6 @@ from compiler.data.imagefolder import ImageFolder
 from compiler.data.splits import NAMES, split
 from compiler.errors import ConfigError
 from compiler.runtime.pytorch import network
-from compiler.stages._checkpoint import load_state
-from compiler.stages.export import _check_fit
 from compiler.stages.samples import Samples, SplitSizes, read_meta
 
 
@@ -123,71 +120,6 @@ def test_demo_weights_were_trained_on_the_split_that_the_data_file_names() -> No
 
     data = OmegaConf.load(conf_dir() / "data/digits.yaml")
     assert dict(data.splits) == digits.SPLITS and (data.split_seed, data.crop) == (digits.SPLIT_SEED, digits.SIDE)
-
-
-class Evil:
-    """Runs a command when it is unpickled by a careless loader."""
-
-    def __init__(self, canary: Path) -> None:
-        self.canary = canary
-
-    def __reduce__(self) -> Any:
-        return (Path.touch, (self.canary,))
-
-
-def test_checkpoint_with_code_is_refused_and_its_code_is_never_run(tmp_path: Path) -> None:
-    import torch
-
-    canary = tmp_path / "canary"
-    torch.save({"weight": Evil(canary)}, tmp_path / "evil.pt")
-    (tmp_path / "plain.pt").write_bytes(pickle.dumps({"weight": Evil(canary)}))
-    for name in ("evil.pt", "plain.pt"):
-        with pytest.raises(ConfigError, match="holds code, which is never run"):
-            load_state(tmp_path / name)
-    assert not canary.exists()
-
-
-@pytest.mark.parametrize("name", ["w.safetensors", "w.pt"])
-@pytest.mark.parametrize("damage", ["truncated", "garbage", "empty"])
-def test_corrupt_checkpoint_is_said_to_be_corrupt(tmp_path: Path, name: str, damage: str) -> None:
-    import torch
-    from safetensors.torch import save_file
-
-    path = tmp_path / name
-    tensors = {"a": torch.ones(300)}
-    if name.endswith("safetensors"):
-        save_file(tensors, path)
-    else:
-        torch.save(tensors, path)
-    data = path.read_bytes()
-    path.write_bytes({"truncated": data[: len(data) // 2], "garbage": b"\x93" * 500, "empty": b""}[damage])
-    with pytest.raises(ConfigError, match=r"is corrupt|holds code"):
-        load_state(path)
-
-
-def test_state_dict_is_found_inside_a_training_checkpoint(tmp_path: Path) -> None:
-    import torch
-
-    torch.save({"state_dict": {"module.a": torch.ones(2)}, "epoch": 3}, tmp_path / "t.pt")
-    assert list(load_state(tmp_path / "t.pt")) == ["a"]
-    torch.save([1, 2], tmp_path / "list.pt")
-    with pytest.raises(ConfigError, match="not a state dict"):
-        load_state(tmp_path / "list.pt")
-    (tmp_path / "w.h5").write_bytes(b"")
-    with pytest.raises(ConfigError, match="unknown suffix"):
-        load_state(tmp_path / "w.h5")
-
-
-def test_keys_and_shapes_that_do_not_fit_are_named() -> None:
-    import torch
-
-    expected = {"a.weight": torch.ones(2, 2), "a.bias": torch.ones(2), "b": torch.ones(1)}
-    state = {"a.weight": torch.ones(3, 2), "a.bias": torch.ones(2), "extra": torch.ones(1)}
-    with pytest.raises(ConfigError, match="does not fit net") as caught:
-        _check_fit(expected, state, Path("w.pt"), "net")
-    text = " ".join(caught.value.details)
-    assert "missing (1): b" in text and "unknown (1): extra" in text
-    assert "a.weight: checkpoint (3, 2), network (2, 2)" in text
 
 
 def test_unknown_architecture_is_refused_with_the_nearest() -> None:

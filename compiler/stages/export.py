@@ -22,7 +22,8 @@ from compiler.conversion import (
 )
 from compiler.errors import ConfigError, StepError
 from compiler.stage import Stage, write_array, write_json
-from compiler.stages._checkpoint import load_state, read_metadata
+from compiler.stages._checkpoint import read_metadata, read_sets
+from compiler.stages._fit import fit
 from compiler.stages._model_files import name_batch, open_batch, save_onnx, save_program
 from compiler.stages.samples import read_meta
 
@@ -73,7 +74,8 @@ class Export(Stage):
         meta = read_meta(inputs["samples"])
         metadata = read_metadata(self.weights) if self.weights else {}
         torch.manual_seed(self.seed)
-        model = self._network(len(meta["classes"])).eval()
+        model, notes = self._network(len(meta["classes"]))
+        model = model.eval()
         side = meta["preprocessing"]["crop"]
         shape = (1, 3, side, side) if meta["layout"] == "NCHW" else (1, side, side, 3)
         example = torch.randn((BATCH, *shape[1:]), generator=torch.Generator().manual_seed(self.seed))
@@ -104,6 +106,7 @@ class Export(Stage):
             "labels": meta["classes"],
             "trained": trained,
             "claim": sentence,
+            "notes": notes,
             "demo": metadata.get("kind") == "demo",
         }
         for batch in (OPENED, EXPORTED_OPEN, FIXED) if any_batch else (FIXED,):
@@ -175,28 +178,20 @@ class Export(Stage):
             name_batch(proto)
         return proto
 
-    def _network(self, data_classes: int) -> Any:
+    def _network(self, data_classes: int) -> tuple[Any, list[str]]:
+        """The network with its weights, and notes on how they were loaded."""
         from compiler.runtime.pytorch import network
 
+        count = self.num_classes or data_classes
         if self.weights is None:
-            return network(self.architecture, self.num_classes or data_classes)
-        state = load_state(self.weights)
-        classes = self.num_classes or self._classes_of(state) or data_classes
-        model = network(self.architecture, classes)
-        _check_fit(model.state_dict(), state, self.weights, self.architecture)
-        model.load_state_dict(state)
-        return model
+            return network(self.architecture, count), []
 
-    def _classes_of(self, state: Mapping[str, Any]) -> int | None:
-        """As many classes as the checkpoint's tensor for the network's last parameter has rows."""
-        import torch
+        def build(classes: int) -> Any:
+            return network(self.architecture, classes)
 
-        from compiler.runtime.pytorch import network
-
-        with torch.device("meta"):
-            names = [name for name, _ in network(self.architecture, 1000).named_parameters()]
-        last = state.get(names[-1]) if names else None
-        return int(last.shape[0]) if last is not None and last.ndim else None
+        return fit(
+            build, read_sets(self.weights), count, self.weights, self.architecture, infer=self.num_classes is None
+        )
 
     def _claim(self, metadata: Mapping[str, str], meta: Mapping[str, Any]) -> tuple[bool, str]:
         """Whether the weights are trained for this data, and the sentence that says why not."""
@@ -229,30 +224,3 @@ def _runs_batches(model: Any, example: Any) -> bool:
         except Exception:  # the user's own code: whatever it raises, it does not take a batch
             return False
     return isinstance(together, torch.Tensor) and same(alone.numpy(), together.numpy(), MAX_BATCH_ERROR["fp32"])
-
-
-def _check_fit(expected: Mapping[str, Any], state: Mapping[str, Any], path: Path, architecture: str) -> None:
-    """Names the first few keys that are missing, unknown or of another shape.
-
-    Raises:
-        ConfigError: the checkpoint does not fit.
-    """
-    missing = [name for name in expected if name not in state]
-    unknown = [name for name in state if name not in expected]
-    shapes = [
-        f"{name}: checkpoint {tuple(state[name].shape)}, network {tuple(expected[name].shape)}"
-        for name in expected
-        if name in state and tuple(state[name].shape) != tuple(expected[name].shape)
-    ]
-    if not (missing or unknown or shapes):
-        return
-    details = [
-        f"{title} ({len(names)}): {'; '.join(names[:4])}{' ...' if len(names) > 4 else ''}"
-        for title, names in (("missing", missing), ("unknown", unknown), ("other shape", shapes))
-        if names
-    ]
-    raise ConfigError(
-        f"the checkpoint {path.name} does not fit {architecture}",
-        fix="check model.architecture and model.num_classes against what was trained",
-        details=details,
-    )

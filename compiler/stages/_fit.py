@@ -1,0 +1,145 @@
+"""Loads a checkpoint's tensors into a network: PyTorch decides whether they fit, under the names that it may mean."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from compiler.errors import CompilerError, ConfigError
+from compiler.stages._checkpoint import TensorSet
+from compiler.stages._renaming import variants, with_counters
+
+
+def fit(
+    build: Callable[[int], Any], sets: Sequence[TensorSet], count: int, path: Path, architecture: str, *, infer: bool
+) -> tuple[Any, list[str]]:
+    """Return a network with the tensors of the first of `sets` that fits, and notes on what was done to load them.
+
+    `build` makes a network for a number of classes. `count` is tried first; with `infer`, then the number of classes
+    that the tensors themselves tell.
+
+    Raises:
+        ConfigError: no set fits; the error compares the names and shapes of the likeliest.
+    """
+    network = build(count)
+    for each in sets:
+        notes = load(network, each.tensors)
+        if notes is not None:
+            return network, [*notes, *_choice(each, sets, path)]
+    for each in sets if infer else ():
+        told = classes_told(build, each.tensors, count)
+        if told is None or told == count:
+            continue
+        larger = build(told)
+        notes = load(larger, each.tensors)
+        if notes is not None:
+            return larger, [*notes, *_choice(each, sets, path)]
+    raise _misfit(network.state_dict(), sets, path, architecture)
+
+
+def load(network: Any, state: Mapping[str, Any]) -> list[str] | None:
+    """Loads `state` strictly, as it is or renamed; what was changed, in words, or None where nothing fits.
+
+    A network whose loading failed holds a mixture of tensors, so its own are put back before each attempt.
+    """
+    from compiler.runtime.pytorch import with_versions
+
+    own = {name: value.clone() if hasattr(value, "clone") else value for name, value in network.state_dict().items()}
+    for named, notes in variants(state, own):
+        filled, added = with_counters(named, own)
+        attempts: list[tuple[Any, list[str]]] = [(named, notes), (with_versions(named, network), notes)]
+        if added:
+            attempts.append((with_versions(filled, network), [*notes, *added]))
+        for attempt, said in attempts:
+            if not _alike(attempt, own):
+                continue
+            try:
+                network.load_state_dict(attempt, strict=True)
+            except Exception:  # a module's own hooks may raise anything
+                network.load_state_dict(with_versions(own, network))
+            else:
+                return said
+    return None
+
+
+def _alike(state: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
+    """Whether half of the names are the network's or the numbers of names are close: what hooks rename still passes."""
+    shared = sum(name in own for name in state)
+    return 2 * shared >= min(len(state), len(own)) or abs(len(state) - len(own)) * 2 <= len(own)
+
+
+def classes_told(build: Callable[[int], Any], state: Mapping[str, Any], guess: int) -> int | None:
+    """The number of classes that the shapes in `state` tell, or None where they do not.
+
+    Tensors that differ between networks for `guess` and `guess + 1` classes grow with the number; all must agree.
+    """
+    try:
+        one = {name: tuple(value.shape) for name, value in build(guess).state_dict().items()}
+        two = {name: tuple(value.shape) for name, value in build(guess + 1).state_dict().items()}
+        for named, _ in variants(state, one):
+            votes = Counter(_votes(named, one, two, guess))
+            if len(votes) == 1:
+                return next(iter(votes))
+    except (CompilerError, RuntimeError, ValueError, TypeError, AttributeError):
+        return None  # a guess: that it fails says nothing about the checkpoint
+    return None
+
+
+def _votes(
+    state: Mapping[str, Any], one: Mapping[str, tuple[int, ...]], two: Mapping[str, tuple[int, ...]], guess: int
+) -> list[int]:
+    found = []
+    for name, shape in one.items():
+        other = two.get(name, shape)
+        given = tuple(state[name].shape) if name in state else None
+        if given is None or len(other) != len(shape) or len(given) != len(shape):
+            continue
+        axes = [axis for axis, (a, b) in enumerate(zip(shape, other, strict=True)) if a != b]
+        if len(axes) == 1:
+            step = other[axes[0]] - shape[axes[0]]
+            count, rest = divmod(given[axes[0]] - shape[axes[0]], step)
+            found.append(guess + count if rest == 0 and guess + count > 0 else 0)
+    return [] if 0 in found else found
+
+
+def _choice(taken: TensorSet, sets: Sequence[TensorSet], path: Path) -> list[str]:
+    """What is said of a file with several sets."""
+    others = [each.key for each in sets if each.key != taken.key and len(each.tensors) > 1]
+    if not others:
+        return [f"the weights were found under {taken.key!r}"] if taken.key not in ("", "state_dict") else []
+    keys = "".join(f"[{part!r}]" for part in others[0].split("."))
+    return [
+        f"the weights under {taken.key or 'the top level'!r} were taken; {path.name} also holds {', '.join(others)}: "
+        f"torch.save(torch.load({path.name!r}, weights_only=True){keys}, 'other.pt') makes a file of it"
+    ]
+
+
+def _misfit(expected: Mapping[str, Any], sets: Sequence[TensorSet], path: Path, architecture: str) -> ConfigError:
+    """Names the first few keys that are missing, unknown or of another shape, in the set with most names in common."""
+    best = max(
+        ((named, each.key) for each in sets for named, _ in variants(each.tensors, expected)),
+        key=lambda row: sum(name in expected for name in row[0]) - sum(name not in expected for name in row[0]),
+    )
+    state, key = best
+    missing = [name for name in expected if name not in state]
+    unknown = [name for name in state if name not in expected]
+    shapes = [
+        f"{name}: checkpoint {tuple(state[name].shape)}, network {tuple(expected[name].shape)}"
+        for name in expected
+        if name in state and tuple(state[name].shape) != tuple(expected[name].shape)
+    ]
+    details = [
+        f"{title} ({len(names)}): {'; '.join(names[:4])}{' ...' if len(names) > 4 else ''}"
+        for title, names in (("missing", missing), ("unknown", unknown), ("other shape", shapes))
+        if names
+    ]
+    if len(sets) > 1 or key:
+        found = ", ".join(f"{each.key or 'top level'} ({len(each.tensors)} tensors)" for each in sets)
+        details.append(f"sets of tensors in the file: {found}")
+    return ConfigError(
+        f"the checkpoint {path.name} does not fit {architecture}",
+        fix="check model.architecture and model.num_classes against what was trained",
+        details=details,
+    )
