@@ -95,7 +95,7 @@ class Conversion(Stage):
             self.layout(before["inputs"][0]["layout"]),
         )  # fmt: skip
         reference = np.load(inputs["model"] / PROBE, allow_pickle=False)
-        fidelity = compare(reference, outputs)
+        fidelity = compare(reference, outputs, self.precision())
         judge(
             fidelity, self.precision(), trained=before["trained"], min_cosine=self.min_cosine,
             min_agreement=self.min_agreement,
@@ -195,8 +195,8 @@ def probe_images(samples: Path) -> NDArray[np.uint8]:
     return images
 
 
-def compare(reference: NDArray[np.float32], outputs: NDArray[np.float32]) -> dict[str, Any]:
-    """Fidelity of `outputs` to `reference`, both (n, classes).
+def compare(reference: NDArray[np.float32], outputs: NDArray[np.float32], precision: str = "fp32") -> dict[str, Any]:
+    """Fidelity of `outputs`, of that precision, to `reference`, both (n, classes).
 
     `cosine` is of the raw outputs, `centred_cosine` of the outputs less their mean over the samples: a network
     that answers everything alike keeps a high cosine and loses the centred one. `sqnr_db` is the signal-to-noise
@@ -218,7 +218,7 @@ def compare(reference: NDArray[np.float32], outputs: NDArray[np.float32]) -> dic
         count = int((~np.isfinite(outputs)).any(axis=1).sum())
         raise StepError(
             f"the converted model returns NaN or infinity for {count} of {len(outputs)} samples",
-            fix="the converter or the calibration is at fault: try another recipe, or leave this candidate out",
+            fix=advice(precision),
         )
     a, b = reference.astype(np.float64), outputs.astype(np.float64)
     centred_a, centred_b = a - a.mean(axis=0), b - b.mean(axis=0)
@@ -248,6 +248,15 @@ def _cosine(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     return round(float((a * b).sum()) / norms, 8) if norms > 0 else float(np.allclose(a, b))
 
 
+def advice(precision: str) -> str:
+    """What to do with a result of that precision that is wrong: only a quantizer's is the quantizer's fault."""
+    if "int8" in precision:
+        return "do not ship this candidate; try another quantizer, recipe or more calibration samples"
+    if precision == "fp32":
+        return "do not ship this candidate; nothing was rounded, so the step translates an operator wrongly: report it"
+    return f"do not ship this candidate; the network's values may not fit {precision}: try another precision"
+
+
 def judge(
     fidelity: Mapping[str, Any],
     precision: str,
@@ -255,11 +264,12 @@ def judge(
     trained: bool,
     min_cosine: float | None = None,
     min_agreement: float | None = None,
+    fix: str = "",
 ) -> None:
     """Fails a conversion that does not compute what the step before computed.
 
     Untrained weights answer every sample alike, so what a lower precision makes of them says nothing. `min_cosine` and
-    `min_agreement` stand in for the precision's own.
+    `min_agreement` stand in for the precision's own. `fix`: what to do, where the step knows better than its precision.
 
     Raises:
         StepError: the outputs have collapsed.
@@ -285,5 +295,5 @@ def judge(
         raise StepError(
             f"the converted model computes something else than the step before, by {fidelity['n']} samples: "
             f"{'; '.join(wrong)} for a {precision} result",
-            fix="do not ship this candidate; try another quantizer, recipe or more calibration samples",
+            fix=fix or advice(precision),
         )
