@@ -99,7 +99,7 @@ class Conversion(Stage):
             self.layout(before["inputs"][0]["layout"]),
         )  # fmt: skip
         reference = np.load(inputs["model"] / PROBE, allow_pickle=False)
-        fidelity = compare(reference, outputs)
+        fidelity = compare(reference, outputs, self.precision())
         judge(
             fidelity, self.precision(), trained=before["trained"], min_cosine=self.min_cosine,
             min_agreement=self.min_agreement,
@@ -200,8 +200,8 @@ def probe_images(samples: Path) -> NDArray[np.uint8]:
     return images
 
 
-def compare(reference: NDArray[np.float32], outputs: NDArray[np.float32]) -> dict[str, Any]:
-    """Fidelity of `outputs` to `reference`, both (n, classes).
+def compare(reference: NDArray[np.float32], outputs: NDArray[np.float32], precision: str = "fp32") -> dict[str, Any]:
+    """Fidelity of `outputs`, of that precision, to `reference`, both (n, classes).
 
     `cosine` is of the raw outputs, `centred_cosine` of the outputs less their mean over the samples: a network
     that answers everything alike keeps a high cosine and loses the centred one. `sqnr_db` is the signal-to-noise
@@ -224,7 +224,7 @@ def compare(reference: NDArray[np.float32], outputs: NDArray[np.float32]) -> dic
         count = int((~np.isfinite(outputs)).any(axis=1).sum())
         raise StepError(
             f"the converted model returns NaN or infinity for {count} of {len(outputs)} samples",
-            fix="the converter or the calibration is at fault: try another recipe, or leave this candidate out",
+            fix=advice(precision),
         )
     a, b = reference.astype(np.float64), outputs.astype(np.float64)
     centred_a, centred_b = a - a.mean(axis=0), b - b.mean(axis=0)
@@ -255,6 +255,15 @@ def _cosine(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     return round(float((a * b).sum()) / norms, 8) if norms > 0 else float(np.allclose(a, b))
 
 
+def advice(precision: str) -> str:
+    """What to do with a result of that precision that is wrong: only a quantizer's is the quantizer's fault."""
+    if "int8" in precision:
+        return "do not ship this candidate; try another quantizer, recipe or more calibration samples"
+    if precision == "fp32":
+        return "do not ship this candidate; nothing was rounded, so the step translates an operator wrongly: report it"
+    return f"do not ship this candidate; the network's values may not fit {precision}: try another precision"
+
+
 def judge(
     fidelity: Mapping[str, Any],
     precision: str,
@@ -263,12 +272,14 @@ def judge(
     min_cosine: float | None = None,
     min_agreement: float | None = None,
     reasons: Sequence[str] = (),
+    fix: str = "",
 ) -> None:
     """Fails a conversion that does not compute what the step before computed.
 
     Untrained weights answer every sample nearly alike, so cosine and top-1 say nothing of a lower precision: those
     networks are judged by their relative error. `min_cosine` and `min_agreement` stand in for the precision's own.
-    `reasons`: what is known about the network that explains a failure.
+    `reasons`: what is known about the network that explains a failure. `fix`: what to do, where the step knows better
+    than its precision.
 
     Raises:
         StepError: the outputs have collapsed.
@@ -276,7 +287,7 @@ def judge(
     if not fidelity["discriminates"] or (not trained and precision != "fp32"):
         error, limit = fidelity["relative_error"], MAX_RELATIVE_ERROR[precision]
         if error > limit:
-            raise _otherwise(fidelity, precision, [f"relative error {error:.2g} (at most {limit:g})"], reasons)
+            raise _otherwise(fidelity, precision, [f"relative error {error:.2g} (at most {limit:g})"], reasons, fix)
         return
     cosine, agreement = fidelity["centred_cosine"], fidelity["top1_agreement"]
     gain, offset = fidelity["gain"], fidelity["offset"]
@@ -293,11 +304,12 @@ def judge(
         limit = MAX_OFFSET[precision]
         wrong.append(f"outputs moved by {offset:.2g} of their spread, as by a wrong bias ({limit:g} at most)")
     if wrong:
-        raise _otherwise(fidelity, precision, wrong, reasons)
+        raise _otherwise(fidelity, precision, wrong, reasons, fix)
 
 
-def _otherwise(fidelity: Mapping[str, Any], precision: str, wrong: list[str], reasons: Sequence[str]) -> StepError:
-    fix = "do not ship this candidate; try another quantizer, recipe or more calibration samples"
+def _otherwise(
+    fidelity: Mapping[str, Any], precision: str, wrong: list[str], reasons: Sequence[str], fix: str
+) -> StepError:
     if reasons:
         fix = (
             "no choice of ranges helps such layers: bring their channels to similar ranges before export (cross-layer "
@@ -306,6 +318,6 @@ def _otherwise(fidelity: Mapping[str, Any], precision: str, wrong: list[str], re
     return StepError(
         f"the converted model computes something else than the step before, by {fidelity['n']} samples: "
         f"{'; '.join(wrong)} for a {precision} result",
-        fix=fix,
+        fix=fix or advice(precision),
         details=list(reasons),
     )

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from compiler.errors import ConfigError, StepError, did_you_mean
 from compiler.proportions import Z_95, Z_95_ONE_SIDED, wilson
+from compiler.user_code import own_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -123,8 +124,9 @@ def apply(
     try:
         returned = np.asarray(function(outputs, labels))
     except Exception as error:
+        line = own_line(error)
         raise StepError(
-            f"the metric {metric} failed: {type(error).__name__}: {error}",
+            f"the metric {metric} failed: {type(error).__name__}: {error}{f' ({line})' if line else ''}",
             fix="it gets logits, float32 (n, classes), and labels, int64 (n,), read-only, and resamples of them",
             details=traceback.format_exc().splitlines()[-6:],
         ) from error

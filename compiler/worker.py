@@ -24,7 +24,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from compiler import lookup, reads, typed
+from compiler import lookup, reads, typed, user_code
 from compiler.errors import CompilerError, ConfigError, StepError
 from compiler.installed import is_installed
 from compiler.stage import FACTS, write_json
@@ -75,8 +75,12 @@ def main(argv: list[str]) -> int:
     except Exception as error:
         traceback.print_exc()
         what = "out of memory" if isinstance(error, MemoryError) else f"{type(error).__name__}: {_first_line(error)}"
-        fix = "see the log and the command above; it may be a limit of the library that the step calls"
-        answer = {"ok": False, **StepError(what, fix=fix, details=traceback.format_exc().splitlines()[-12:]).to_json()}
+        line = user_code.own_line(error)
+        what += f" ({line})" if line else ""
+        answer = {
+            "ok": False,
+            **StepError(what, fix=_advice(error, line), details=traceback.format_exc().splitlines()[-12:]).to_json(),
+        }
         if isinstance(error, OSError) and error.errno is not None:
             answer["errno"] = error.errno
         code = StepError.exit_code
@@ -177,6 +181,14 @@ def _is_first_party(name: str, file: str | None) -> bool:
     path = Path(file).resolve()
     own = [Path(entry or ".").resolve() for entry in sys.path if "site-packages" not in entry]
     return any(map(path.is_relative_to, own)) and not path.is_relative_to(Path(STANDARD_LIBRARY).resolve())
+
+
+def _advice(error: BaseException, line: str | None) -> str:
+    if line:
+        return f"it comes from your own code, {line}: see there, and the log and the command above"
+    if user_code.raised_by_library(error):
+        return "see the log and the command above; it may be a limit of the library that the step calls"
+    return "see the log and the command above"
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,6 +1,7 @@
 """Eager PyTorch, the uncompiled baseline: the network's own module with its weights from a safetensors file.
 
-The file's metadata holds the number of classes, the input's shape and whether the network takes other batches. Which
+The file's metadata holds the number of classes, the input's shape, whether the network takes other batches and
+whether it writes into its input. Which
 module it is comes from the options, that is, from local configuration: a file never names code to be run.
 """
 
@@ -61,6 +62,8 @@ def load(path: Path, architecture: str, batch: int | None) -> tuple[Any, list[in
     module = network(architecture, classes)
     module.load_state_dict(with_versions(state, module))
     module.eval()
+    if facts.get("changes_input"):
+        feed_copies(module)
     return module, shape, classes
 
 
@@ -73,6 +76,14 @@ def with_versions(state: Mapping[str, Any], module: Any) -> Any:
     versioned.clear()
     versioned.update(state)
     return versioned
+
+
+def feed_copies(module: Any) -> None:
+    """Lets the module be called with a copy of its inputs: it writes into them, and they are the caller's.
+
+    The copy is part of what is timed, as such a network cannot be called twice without it.
+    """
+    module.register_forward_pre_hook(lambda _, inputs: tuple(value.clone() for value in inputs))
 
 
 def network(architecture: str, classes: int) -> Any:
@@ -93,8 +104,12 @@ def network(architecture: str, classes: int) -> Any:
         try:
             module_ = factory(num_classes=classes)
         except Exception as error:
+            from compiler.user_code import own_line
+
+            line = own_line(error)
             raise ConfigError(
-                f"{architecture}(num_classes={classes}) failed: {type(error).__name__}: {error}",
+                f"{architecture}(num_classes={classes}) failed: {type(error).__name__}: {error}"
+                f"{f' ({line})' if line else ''}",
                 fix="it must take num_classes and return a torch.nn.Module",
             ) from error
         if not hasattr(module_, "named_parameters"):
@@ -111,15 +126,20 @@ def network(architecture: str, classes: int) -> Any:
     return torchvision.models.get_model(architecture, weights=None, num_classes=classes, **extra)
 
 
-def save(module: Any, shape: Sequence[int], classes: int, path: Path, any_batch: bool = True) -> None:
+def save(
+    module: Any, shape: Sequence[int], classes: int, path: Path, any_batch: bool = True, changes_input: bool = False
+) -> None:
     """Writes a module's weights as `open` reads them; `shape` is the input's, with the batch.
 
-    `any_batch`: the module runs at other batches, and answers each sample as it does alone.
+    `any_batch`: the module runs at other batches, and answers each sample as it does alone. `changes_input`: it writes
+    into its input, and is given a copy.
     """
     from safetensors.torch import save_file
 
     state = {name: value.detach().clone().contiguous() for name, value in module.state_dict().items()}
     facts = {"input_shape": list(shape), "num_classes": classes, "any_batch": any_batch}
+    if changes_input:
+        facts["changes_input"] = True
     save_file(
         state, path, metadata={"network": json.dumps(facts)}
     )  # one entry: safetensors writes several in any order

@@ -10,14 +10,12 @@ from typing import Any, ClassVar
 
 from compiler.conversion import (
     BATCH,
-    MAX_BATCH_ERROR,
     PROBE,
     SIGNATURE,
     compare,
     judge,
     probe,
     probe_images,
-    same,
     takes_batches,
 )
 from compiler.errors import ConfigError, StepError
@@ -25,10 +23,16 @@ from compiler.stage import Stage, write_array, write_json
 from compiler.stages._checkpoint import read_metadata, read_sets
 from compiler.stages._fit import fit
 from compiler.stages._model_files import name_batch, open_batch, save_onnx, save_program
+from compiler.stages._trial import try_network
 from compiler.stages.samples import read_meta
+from compiler.user_code import own_line
 
 OPENED, EXPORTED_OPEN, FIXED = "opened in the ONNX model", "exported open", "fixed at 1"
 """How a network gets its open batch: the first that works, since it takes least time."""
+TRACED = (
+    "the program that torch.export traced differs: forward must not branch on values, or keep anything between calls"
+)
+WRITTEN = "the ONNX exporter wrote something else: try another steps.export.opset, or other operators in forward"
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -64,7 +68,8 @@ class Export(Stage):
         """See `Stage.run`.
 
         Raises:
-            ConfigError: the weights do not fit the architecture, or the classes do not fit the data.
+            ConfigError: the weights do not fit the architecture, the classes do not fit the data, or the network is
+                none that answers one picture with its logits, alike each time.
             StepError: the exported program or the ONNX model computes something else than the network.
         """
         import torch
@@ -79,13 +84,8 @@ class Export(Stage):
         side = meta["preprocessing"]["crop"]
         shape = (1, 3, side, side) if meta["layout"] == "NCHW" else (1, side, side, 3)
         example = torch.randn((BATCH, *shape[1:]), generator=torch.Generator().manual_seed(self.seed))
-        with torch.no_grad():
-            logits = model(example[:1])
-        if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
-            raise ConfigError(
-                f"{self.architecture} does not return one (batch, classes) tensor",
-                fix="wrap it so that forward returns logits only",
-            )
+        trial = try_network(model, example)
+        logits, any_batch = trial.logits, trial.any_batch
         if not torch.isfinite(logits).all():
             raise ConfigError(
                 f"the network returns NaN or infinity{f' with the weights of {self.weights}' if self.weights else ''}",
@@ -96,8 +96,7 @@ class Export(Stage):
                 f"the network has {logits.shape[1]} classes, the data has {len(meta['classes'])}",
                 fix="give model.weights=FILE for this data, or data.classes=FILE with the network's classes in order",
             )
-        any_batch = _runs_batches(model, example)
-        save(model, shape, logits.shape[1], out / "module.safetensors", any_batch)
+        save(model, shape, logits.shape[1], out / "module.safetensors", any_batch, trial.changes_input)
         trained, sentence = self._claim(metadata, meta)
         start = {
             "inputs": [],
@@ -112,6 +111,8 @@ class Export(Stage):
         for batch in (OPENED, EXPORTED_OPEN, FIXED) if any_batch else (FIXED,):
             try:
                 facts = self._export(model, example, batch, start, inputs["samples"], out)
+            except ConfigError:
+                raise
             except Exception as error:
                 if batch == FIXED:
                     raise
@@ -127,6 +128,7 @@ class Export(Stage):
 
         `example`: float32 (batch, ...); `batch`: how the first dimension is left open, or FIXED.
         """
+        import numpy as np
         import torch
 
         from compiler.runtime.preprocess import encode
@@ -134,8 +136,7 @@ class Export(Stage):
         # torch.export takes a dimension of 1 for a constant, so an open one is exported with 2
         example = example[:2] if batch == EXPORTED_OPEN else example[:1]
         shapes = ({0: torch.export.Dim("batch")},) if batch == EXPORTED_OPEN else None
-        with torch.no_grad():
-            program = torch.export.export(model, (example,), dynamic_shapes=shapes)
+        program = _traced(model, example, shapes)
         save_program(program, out / "program.pt2")
         save_onnx(self._to_onnx(program, example, batch), out / "model.onnx")
         layout = read_meta(samples)["layout"]
@@ -144,11 +145,16 @@ class Export(Stage):
         values = torch.from_numpy(encode(probe_images(samples), signature))
         with torch.inference_mode():
             eager = torch.cat([model(row[None]) for row in values]).numpy()
+        if not np.isfinite(eager).all():
+            raise ConfigError(
+                f"the network returns NaN or infinity for pictures of the data, by {len(eager)} of them",
+                fix="check the checkpoint, and data.mean and data.std against what the network was trained with",
+            )
         fidelity = compare(eager, outputs)
-        judge(fidelity, "fp32", trained=start["trained"])
+        judge(fidelity, "fp32", trained=start["trained"], fix=TRACED)
         onnx_outputs, _ = probe(out / "model.onnx", "onnxruntime", {}, signature, samples, layout)
         onnx_fidelity = compare(outputs, onnx_outputs)
-        judge(onnx_fidelity, "fp32", trained=start["trained"])
+        judge(onnx_fidelity, "fp32", trained=start["trained"], fix=WRITTEN)
         if batch != FIXED and not takes_batches(
             out / "model.onnx", "onnxruntime", {}, signature, samples, onnx_outputs, "fp32"
         ):
@@ -213,14 +219,23 @@ class Export(Stage):
         return True, ""
 
 
-def _runs_batches(model: Any, example: Any) -> bool:
-    """Whether the network answers each sample of `example`, float32 (batch, ...), in a batch as it does alone."""
+def _traced(model: Any, example: Any, shapes: Any) -> Any:
+    """The module as torch.export's program, with `example`, float32 (batch, ...), as its input.
+
+    Raises:
+        StepError: torch.export cannot follow it, with the line of the network where it could not.
+    """
     import torch
 
-    with torch.no_grad():
-        alone = torch.cat([model(row[None]) for row in example])
-        try:
-            together = model(example)
-        except Exception:  # the user's own code: whatever it raises, it does not take a batch
-            return False
-    return isinstance(together, torch.Tensor) and same(alone.numpy(), together.numpy(), MAX_BATCH_ERROR["fp32"])
+    try:
+        with torch.no_grad():
+            return torch.export.export(model, (example,), dynamic_shapes=shapes)
+    except Exception as error:
+        line = own_line(error)
+        at = f" ({line})" if line else ""
+        words = next((text.strip() for text in str(error).splitlines() if text.strip()), "(no message)")[:400]
+        raise StepError(
+            f"torch.export cannot follow the network: {type(error).__name__}: {words}{at}",
+            fix="the network runs, but cannot be traced: let forward not branch on values or sizes of tensors there",
+            details=str(error).splitlines()[1:9],
+        ) from error
