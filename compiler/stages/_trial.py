@@ -18,7 +18,6 @@ from typing import Any
 
 from compiler.conversion import MAX_BATCH_ERROR, same
 from compiler.errors import CompilerError, ConfigError
-from compiler.runtime.pytorch import feed_copies
 from compiler.user_code import calling_line, defined_at, own_line, shown
 
 COUNTS = ("no", "one", "two", "three", "four", "five")
@@ -48,6 +47,8 @@ def try_network(model: Any, example: Any) -> Trial:
             picture differently each time.
     """
     import torch
+
+    from compiler.runtime.pytorch import feed_copies
 
     _check_signature(model)
     with torch.no_grad():
