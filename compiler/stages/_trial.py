@@ -160,7 +160,8 @@ def _described(output: Any) -> str:
     import torch
 
     if isinstance(output, torch.Tensor):
-        return f"a {str(output.dtype).removeprefix('torch.')} tensor of shape {tuple(output.shape)}"
+        dtype = str(output.dtype).removeprefix("torch.")
+        return f"{'an' if dtype.startswith('int') else 'a'} {dtype} tensor of shape {tuple(output.shape)}"
     if isinstance(output, dict):
         return f"a {type(output).__name__} with {', '.join(map(str, list(output)[:6]))}"
     if isinstance(output, (tuple, list)):
