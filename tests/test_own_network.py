@@ -221,7 +221,7 @@ def test_error_of_the_networks_own_is_told_with_its_line() -> None:
         (Dictionary, "a dict with scores, features"),
         (Pair, "a tuple of 2: a float32 tensor of shape (1, 5); a float32 tensor of shape (1, 6, 11, 11)"),
         (Map, "a float32 tensor of shape (1, 6, 11, 11)"),
-        (Classes, "a int64 tensor of shape (1, 1)"),
+        (Classes, "an int64 tensor of shape (1, 1)"),
         (Nothing, "nothing (None)"),
     ],
 )
