@@ -86,7 +86,15 @@ def write(
 def _copy_runtime(folder: Path) -> None:
     """The modules that a measurement imports: the runtime's package, and the few beside it that it uses."""
     source = Path(__file__).resolve().parent
-    for name in ("__init__.py", "canonical.py", "errors.py", "foreign_files.py", "foreign_json.py", "runtime"):
+    for name in (
+        "__init__.py",
+        "canonical.py",
+        "errors.py",
+        "foreign_files.py",
+        "foreign_json.py",
+        "reads.py",
+        "runtime",
+    ):
         target = folder / "compiler" / name
         target.parent.mkdir(exist_ok=True)
         if (source / name).is_dir():

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import QUICK, ROOT, command
 from torch import nn
 from torch.nn import functional
 
@@ -220,7 +221,7 @@ def test_error_of_the_networks_own_is_told_with_its_line() -> None:
         (Dictionary, "a dict with scores, features"),
         (Pair, "a tuple of 2: a float32 tensor of shape (1, 5); a float32 tensor of shape (1, 6, 11, 11)"),
         (Map, "a float32 tensor of shape (1, 6, 11, 11)"),
-        (Classes, "a int64 tensor of shape (1, 1)"),
+        (Classes, "an int64 tensor of shape (1, 1)"),
         (Nothing, "nothing (None)"),
     ],
 )
@@ -315,3 +316,20 @@ def test_error_raised_by_a_library_because_of_the_users_is_traced_to_the_first()
     error = caught.value
     error.__traceback__ = error.__traceback__.tb_next if error.__traceback__ else None  # the library's own frame
     assert "<lambda>" in str(own_line(error))
+
+
+@pytest.mark.real
+def test_network_that_writes_into_its_input_is_built_with_an_open_batch_and_one_that_is_wrong_ends_with_2(
+    tmp_path: Path,
+) -> None:
+    own = ["model=torchvision", "model.name=mine", "candidates=[tflite_fp32]", f"artifacts_dir={tmp_path}"]
+    done = command(*QUICK, "target=rpi4", *own, "model.architecture=test_own_network:InPlace", cwd=ROOT / "tests")
+    assert done.code == 0, done.err
+    signatures = [json.loads(path.read_text()) for path in (tmp_path / ".store/objects").rglob("signature.json")]
+    assert len(signatures) >= 3 and all(s["dynamic_batch"] for s in signatures)
+    fidelity = [json.loads(path.read_text()).get("fidelity") for path in tmp_path.rglob("facts.json")]
+    assert all(f["centred_cosine"] > 0.9999 for f in fidelity if f)
+    wrong = command(*QUICK, "target=rpi4", *own, "model.architecture=test_own_network:Raises", cwd=ROOT / "tests")
+    fix, cause = wrong.last_lines()
+    assert wrong.code == 2 and _line(Raises, "at fault") in cause and "KeyError: 'dog'" in cause
+    assert "library" not in fix and "quantizer" not in fix

@@ -14,6 +14,7 @@ from conftest import ROOT, Done, Project
 from processes import processes, start, wait_for, wait_for_worker, wait_until, workers
 
 TESTS = ROOT / "tests"
+RAISES = 'raise ValueError("a private stage\'s own exception")'
 SLOW = ("candidates=[null_slow]", "candidate.null_slow.steps.convert.delay_s=600")
 
 
@@ -82,7 +83,9 @@ def test_ctrl_c_ends_all_that_a_step_started(unruly: Project) -> None:
 
 def test_step_that_fails_leaves_no_process_behind(unruly: Project) -> None:
     done = _failed(unruly, "candidate.unruly.steps.misbehave.fail=true")
-    assert "a private stage's own exception" in done.err
+    line = 1 + (TESTS / "unruly/backend.py").read_text().splitlines().index(" " * 12 + RAISES)
+    assert f"ValueError: a private stage's own exception (unruly/backend.py:{line}, in run)" in done.last_lines()[1]
+    assert "your own code" in done.last_lines()[0] and "library" not in done.last_lines()[0]
 
 
 # -- ends ----------------------------------------------------------------------------------------------------------

@@ -18,7 +18,6 @@ from typing import Any
 
 from compiler.conversion import MAX_BATCH_ERROR, same
 from compiler.errors import CompilerError, ConfigError
-from compiler.runtime.pytorch import feed_copies
 from compiler.user_code import calling_line, defined_at, own_line, shown
 
 COUNTS = ("no", "one", "two", "three", "four", "five")
@@ -48,6 +47,8 @@ def try_network(model: Any, example: Any) -> Trial:
             picture differently each time.
     """
     import torch
+
+    from compiler.runtime.pytorch import feed_copies
 
     _check_signature(model)
     with torch.no_grad():
@@ -159,7 +160,8 @@ def _described(output: Any) -> str:
     import torch
 
     if isinstance(output, torch.Tensor):
-        return f"a {str(output.dtype).removeprefix('torch.')} tensor of shape {tuple(output.shape)}"
+        dtype = str(output.dtype).removeprefix("torch.")
+        return f"{'an' if dtype.startswith('int') else 'a'} {dtype} tensor of shape {tuple(output.shape)}"
     if isinstance(output, dict):
         return f"a {type(output).__name__} with {', '.join(map(str, list(output)[:6]))}"
     if isinstance(output, (tuple, list)):
