@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +17,11 @@ from torch.nn.utils import parametrizations, parametrize
 
 from compiler.errors import ConfigError
 from compiler.runtime.pytorch import load as reload
+from compiler.runtime.pytorch import network as made_by
 from compiler.runtime.pytorch import save
 from compiler.stages._checkpoint import read_sets
-from compiler.stages._file_kinds import imported_names
 from compiler.stages._fit import fit
+from compiler.stages._pickle_contents import contents_of
 
 
 class Net(nn.Module):
@@ -185,19 +187,142 @@ class Evil:
         return (Path.touch, (self.canary,))
 
 
-def test_checkpoint_with_code_is_refused_its_code_is_never_run_and_the_lines_that_save_it_are_told(
-    tmp_path: Path,
-) -> None:
+class Exotic:
+    """Names its function by strings that the pickle reads back from its memo."""
+
+    def __reduce__(self) -> Any:
+        return (getattr(__import__("posix"), "system"), ("echo",))  # noqa: B009
+
+
+def run_lines(lines: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a user would, in the file's folder."""
+    monkeypatch.chdir(folder)
+    exec("\n".join(lines), {})
+
+
+def test_file_that_calls_functions_is_refused_never_run_and_nobody_is_told_how_to_run_it(tmp_path: Path) -> None:
     canary = tmp_path / "canary"
-    torch.save({"weight": Evil(canary)}, tmp_path / "evil.pt")
+    torch.save({"state_dict": state_of(), "weight": Evil(canary)}, tmp_path / "evil.pt")
     (tmp_path / "plain.pt").write_bytes(pickle.dumps({"weight": Evil(canary)}))
-    torch.save(Net(4), tmp_path / "whole.pt")
-    for name in ("evil.pt", "plain.pt", "whole.pt"):
+    (tmp_path / "newer.pt").write_bytes(pickle.dumps(["posix", "system", Exotic()], protocol=4))
+    for name in ("evil.pt", "plain.pt", "newer.pt"):
         with pytest.raises(ConfigError, match="whose code is never run here") as refused:
             read_sets(tmp_path / name)
-        assert "weights_only=False" in str(refused.value.details)
+        assert refused.value.details == [] and "do not open the file" in refused.value.fix
+    assert "posix.system" in contents_of(tmp_path / "newer.pt").names
     assert not canary.exists()
-    assert any("Net" in name for name in imported_names(tmp_path / "whole.pt"))
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("key", ["", "model"])
+def test_whole_networks_are_named_with_the_lines_that_save_their_state(
+    key: str, legacy: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = Net(4)
+    content = {"epoch": 3, key: network, "optimizer": {"state": {}}} if key else network
+    torch.save(content, tmp_path / "w.pt", _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(ConfigError, match=r"whole pickled network.*Net\)") as refused:
+        read_sets(tmp_path / "w.pt")
+    assert not key or "keys epoch, model, optimizer" in refused.value.what
+    run_lines(refused.value.details, tmp_path, monkeypatch)
+    assert same(fitted(tmp_path / "w-state.pt", Net)[0], dict(network.state_dict()))
+
+
+def test_settings_of_the_training_are_named_and_the_lines_take_the_weights_not_the_optimizers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, optimizer = state_of(), {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [], "step": torch.ones(1)}
+    content = {"optimizer": optimizer, "args": argparse.Namespace(lr=1), "ema": state_of(2), "net": state}
+    torch.save(content, tmp_path / "w.pt")
+    (tmp_path / "p.pt").write_bytes(pickle.dumps(content))
+    for name in ("w", "p"):
+        with pytest.raises(ConfigError, match=r"argparse\.Namespace.*keys optimizer, args, ema, net") as refused:
+            read_sets(tmp_path / f"{name}.pt")
+        run_lines(refused.value.details, tmp_path, monkeypatch)
+        assert same(fitted(tmp_path / f"{name}-state.pt", Net)[0], state)
+
+
+@pytest.mark.parametrize(
+    "opcodes",
+    [
+        b"\x80\x02" + b"}q\x00X\x01\x00\x00\x00ah\x00s.",  # a dictionary that holds itself
+        b"\x80\x04" + b"(" * 3000 + b".",
+        b"\x80\x02]h\x07.",  # a memo never filled
+        b"\x80\x02cargparse\nNamespace\n)R}b" * 50 + b".",
+        b"\x80\x05\x96" + b"\xff" * 8,  # a byte array of 2 ** 64 bytes
+        b"\x80\x02r\xff\xff\xff\x7f.",
+    ],
+)
+def test_damaged_and_hostile_pickles_are_followed_as_far_as_they_go(opcodes: bytes, tmp_path: Path) -> None:
+    (tmp_path / "w.pt").write_bytes(opcodes)
+    contents = contents_of(tmp_path / "w.pt")
+    assert list(contents.networks()) == [] and len(list(contents.tensors())) == 0
+    with pytest.raises(ConfigError):
+        read_sets(tmp_path / "w.pt")
+
+
+def test_the_usual_key_is_taken_before_others_that_fit_as_well(tmp_path: Path) -> None:
+    right, old = state_of(1), state_of(2)
+    torch.save({"backup": old, "last": old, "state_dict": right}, tmp_path / "w.pt")
+    network, notes = fitted(tmp_path / "w.pt", Net)
+    assert same(network, right) and "backup, last" in str(notes)
+
+
+def test_names_that_wrappers_put_in_the_middle_are_removed(tmp_path: Path) -> None:
+    state = state_of()
+    wrapped = {f"model.{name.replace('norm.', 'norm._orig_mod.')}": value for name, value in state.items()}
+    torch.save(wrapped, tmp_path / "w.pt")
+    network, notes = fitted(tmp_path / "w.pt", Net)
+    assert same(network, state) and "_orig_mod" in str(notes) and "'model.'" in str(notes)
+
+
+@pytest.mark.parametrize("classes", [4, 9])
+def test_averages_in_the_same_dictionary_are_told_from_the_network(
+    classes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw, averaged = state_of(1, classes), state_of(2, classes)
+    torch.save({"state_dict": {**under("ema.module.", averaged), **under("model.", raw)}}, tmp_path / "w.ckpt")
+    network, notes = fitted(tmp_path / "w.ckpt", Net)
+    assert same(network, raw)
+    line = notes[-1].partition(": ")[2].removesuffix(" makes a file of it")
+    run_lines(["import torch", line], tmp_path, monkeypatch)
+    assert same(fitted(tmp_path / "other.pt", Net)[0], averaged)
+
+
+@pytest.mark.parametrize("name", ["w.ckpt", "w.safetensors"])
+def test_tensors_next_to_the_networks_are_named_with_the_lines_that_leave_them_out(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = {**under("model.", state_of()), "criterion.weight": torch.ones(4)}
+    if name.endswith("ckpt"):
+        torch.save({"state_dict": state}, tmp_path / name)
+    else:
+        save_file(state, tmp_path / name)
+    with pytest.raises(ConfigError, match=r"'model\.' are the network's, 1 other is not: criterion\.weight") as refused:
+        fitted(tmp_path / name, Net)
+    run_lines(refused.value.details, tmp_path, monkeypatch)
+    assert same(fitted(tmp_path / "w-state.pt", Net)[0], state_of())
+
+
+def takes_no_count(width: int) -> nn.Module:
+    return Net(width)
+
+
+def raises_inside(num_classes: int) -> nn.Module:
+    raise TypeError("unexpected keyword argument 'num_classes'")  # what a wrong call would say
+
+
+AN_INSTANCE = nn.Linear(1, 1)
+
+
+def test_wrong_call_is_told_from_an_error_inside_the_function() -> None:
+    for name in ("takes_no_count", "AN_INSTANCE"):
+        with pytest.raises(ConfigError) as wrong:
+            made_by(f"{__name__}:{name}", 4)
+        assert "must take num_classes" in wrong.value.fix
+    with pytest.raises(ConfigError, match=r"failed inside.*test_checkpoints\.py:\d+, in raises_inside") as inside:
+        made_by(f"{__name__}:raises_inside", 4)
+    assert "must take" not in inside.value.fix
 
 
 def test_numpy_values_are_named_with_the_lines_that_leave_them_out(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ module it is comes from the options, that is, from local configuration: a file n
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -101,6 +102,7 @@ def network(architecture: str, classes: int) -> Any:
                 f"model.architecture {architecture!r} cannot be loaded: {error}",
                 fix="name it package.module:function, importable from the working folder",
             ) from error
+        _check_call(architecture, factory)
         try:
             module_ = factory(num_classes=classes)
         except Exception as error:
@@ -108,9 +110,9 @@ def network(architecture: str, classes: int) -> Any:
 
             line = own_line(error)
             raise ConfigError(
-                f"{architecture}(num_classes={classes}) failed: {type(error).__name__}: {error}"
+                f"{architecture}(num_classes={classes}) failed inside: {type(error).__name__}: {error}"
                 f"{f' ({line})' if line else ''}",
-                fix="it must take num_classes and return a torch.nn.Module",
+                fix="it was called as it should be: correct that line, or set model.num_classes to a count it takes",
             ) from error
         if not hasattr(module_, "named_parameters"):
             raise ConfigError(
@@ -124,6 +126,23 @@ def network(architecture: str, classes: int) -> Any:
         raise unknown_name("architecture", architecture, known)
     extra = {"init_weights": True} if architecture in INIT_WEIGHTS else {}
     return torchvision.models.get_model(architecture, weights=None, num_classes=classes, **extra)
+
+
+def _check_call(architecture: str, factory: Any) -> None:
+    """Raises ConfigError where `factory` cannot be called with `num_classes` alone; it is not called."""
+    fix = "it must take num_classes and return a torch.nn.Module"
+    if not callable(factory) or (hasattr(factory, "state_dict") and not isinstance(factory, type)):
+        raise ConfigError(f"{architecture} is a {type(factory).__name__} object, not a function or class", fix=fix)
+    try:
+        signature = inspect.signature(factory)
+    except (TypeError, ValueError):
+        return  # not a function of Python's: calling it will tell
+    try:
+        signature.bind(num_classes=1)
+    except TypeError as error:
+        raise ConfigError(
+            f"{architecture}{str(signature)[:160]} cannot be called with num_classes: {error}", fix=fix
+        ) from None
 
 
 def save(

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from compiler.errors import ConfigError
-from compiler.stages._file_kinds import OTHER, PROGRAM, SAFETENSORS, SCRIPT, imported_names, kind_of
+from compiler.stages._file_kinds import OTHER, PROGRAM, SAFETENSORS, SCRIPT, kind_of
+from compiler.stages._pickle_contents import Contents, contents_of
 
-PLAIN = ("torch.", "collections.", "_codecs.", "numpy.core.multiarray.", "numpy._core.multiarray.", "numpy.dtype")
-"""Prefixes of what a pickle of tensors, dictionaries and numbers imports; anything else is an object of some class."""
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "params")
+"""Keys under which training scripts save the network's weights, likelier ones first."""
+AVERAGES = ("ema", "avg", "average", "swa")
+"""Parts of keys of averaged weights."""
 NOT_WEIGHTS = ("optim", "sched", "scaler", "loss", "callback", "rng", "hyper_param")
 """Parts of keys below which the tensors are not the network's."""
 DEEPEST = 4
@@ -21,10 +24,30 @@ SHOWN = 8
 
 @dataclass(frozen=True)
 class TensorSet:
-    """Tensors by name; `key` is where they lie in the checkpoint, such as `state_dict`, or empty for the whole."""
+    """Tensors by name; `key` is where they lie in the checkpoint, such as `state_dict`, or empty for the whole.
+
+    `prefix` is what was removed from their names, where only those of the key that begin with it are meant.
+    """
 
     key: str
     tensors: Mapping[str, Any]
+    prefix: str = ""
+
+    def place(self) -> str:
+        """Key and prefix in words; empty for the whole file."""
+        return " ".join(([self.key] if self.key else []) + ([f"({self.prefix}*)"] if self.prefix else []))
+
+    def expression(self, path: Path) -> str:
+        """Python that reads the set from the file at `path`, named as seen from its folder."""
+        if kind_of(path)[0] == SAFETENSORS:
+            content = f"safetensors.torch.load_file({path.name!r})"
+        else:
+            keys = "".join(f"[{part!r}]" for part in self.key.split(".") if part)
+            content = f"torch.load({path.name!r}, weights_only=True){keys}"
+        if not self.prefix:
+            return content
+        cut, start = f"k.removeprefix({self.prefix!r})", f"k.startswith({self.prefix!r})"
+        return f"{{{cut}: v for k, v in {content}.items() if {start}}}"
 
 
 def read_sets(path: Path) -> list[TensorSet]:
@@ -50,9 +73,18 @@ def read_sets(path: Path) -> list[TensorSet]:
             f"the checkpoint {path} holds no named tensors: it is {_described(content)}",
             fix="save model.state_dict(), best as safetensors",
         )
-    return sorted(
-        found, key=lambda each: (any(word in each.key.lower() for word in ("ema", "avg", "average")), each.key)
-    )
+    return sorted(found, key=lambda each: likelihood(each.key))
+
+
+def likelihood(key: str) -> tuple[bool, int, str]:
+    """Sorts where weights are looked for: averages last, the usual keys first."""
+    first = key.partition(".")[0]
+    return is_average(key), WRAPPERS.index(first) if first in WRAPPERS else len(WRAPPERS) * (key != ""), key
+
+
+def is_average(key: str) -> bool:
+    """Whether the key is one of averaged weights."""
+    return any(word in key.lower() for word in AVERAGES)
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -97,35 +129,66 @@ def _read_torch(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of many kinds, for a hostile file
-        names = imported_names(path)
         text = str(error).lower()
         if "weights_only" in text or "unsupported global" in text or "unsupported operand" in text:
-            raise _with_code(path, names) from None
+            raise _with_code(path, contents_of(path)) from None
         raise _damaged(path, error) from None
 
 
-def _with_code(path: Path, names: list[str]) -> ConfigError:
+def _with_code(path: Path, contents: Contents) -> ConfigError:
     """The error for a pickle that needs code: a whole network, NumPy values, or objects of a training framework."""
-    foreign = [name for name in names if not name.startswith(PLAIN)]
-    numbers = [name for name in names if name.startswith("numpy")]
-    if not foreign and numbers:
-        what = f"holds NumPy values ({', '.join(numbers[:3])}) next to the weights"
-        read = "checkpoint"
+    calls, foreign = contents.calls(), contents.foreign()
+    if calls:
+        return ConfigError(
+            f"the checkpoint {path} calls {_listed(calls)} when it is opened, whose code is never run here",
+            fix="weights need no such call: do not open the file; fetch another from where you trust",
+        )
+    networks = list(contents.networks())
+    found = f"; found: {_described(contents.root)}" if isinstance(contents.root, dict) else ""
+    if networks:
+        keys, name = networks[0]
+        place = f" under {'.'.join(keys)!r}" if keys else ""
+        what = f"holds a whole pickled network{place} ({name}), whose code is never run here"
+    elif foreign:
+        what = f"holds Python objects ({_listed(foreign)}), whose code is never run here"
     else:
-        what = f"holds Python objects ({', '.join(foreign[:4]) or 'of unknown classes'}), whose code is never run here"
-        read = "checkpoint  # a network: checkpoint.state_dict(); a dictionary: checkpoint['state_dict']"
+        numbers = sorted(name for name in contents.names if name.startswith("numpy"))
+        what = f"holds {'NumPy values' if numbers else 'Python objects'} next to the weights"
+        what += f" ({_listed(numbers)})" if numbers else ", whose code is never run here"
+    lines = _saving_lines(path, contents)
     return ConfigError(
-        f"the checkpoint {path} {what}",
-        fix="save model.state_dict() alone; if you trust the file, the lines above do so",
-        details=[
-            "import torch",
-            f"checkpoint = torch.load({path.name!r}, map_location='cpu', weights_only=False)  # runs the file's code",
-            f"state = {read}",
-            "state = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)} or "
-            "next(v for v in state.values() if isinstance(v, dict))",
-            f"torch.save(state, {path.stem + '-state.pt'!r})",
-        ],
+        f"the checkpoint {path} {what}{found}",
+        fix="save model.state_dict() alone" + ("; if you trust the file, the lines above do so" if lines else ""),
+        details=lines,
     )
+
+
+def _saving_lines(path: Path, contents: Contents) -> list[str]:
+    """Lines of Python that save the likeliest weights in the file; none where no weights were found in it."""
+    places = [(keys, ".state_dict()") for keys, _ in contents.networks()]
+    places += [(keys, "") for keys in contents.tensors() if not any(map(_is_other, keys))]
+    if not places:
+        return []
+    keys, call = min(places, key=lambda place: likelihood(".".join(place[0])))
+    weights = f"checkpoint{''.join(f'[{key!r}]' for key in keys)}{call}"
+    opened = f"torch.load({path.name!r}, map_location='cpu', weights_only=False)"
+    if contents.plain:
+        opened = f"pickle.load(open({path.name!r}, 'rb'))"
+    return [
+        "import pickle, torch" if contents.plain else "import torch",
+        f"checkpoint = {opened}  # runs the file's code",
+        f"state = {{k: v for k, v in {weights}.items() if isinstance(v, torch.Tensor)}}",
+        f"torch.save(state, {path.stem + '-state.pt'!r})",
+    ]
+
+
+def _is_other(key: str) -> bool:
+    """Whether what lies under `key` is not the network's."""
+    return any(word in key.lower() for word in NOT_WEIGHTS)
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(name[:80] for name in names[:4]) + (" ..." if len(names) > 4 else "")
 
 
 def _another_kind(path: Path, kind: str, words: str) -> ConfigError:
@@ -167,7 +230,7 @@ def _sets_in(content: Any, key: str, depth: int) -> Iterator[TensorSet]:
         else:
             yield TensorSet(key, tensors)
     for name, value in content.items():
-        if isinstance(name, str) and not any(word in name.lower() for word in NOT_WEIGHTS):
+        if isinstance(name, str) and not _is_other(name):
             yield from _sets_in(value, f"{key}.{name}" if key else name, depth + 1)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickletools
 import zipfile
 from pathlib import Path
 
@@ -17,8 +16,6 @@ SIGNS = {
     b"\x1f\x8b": "a gzip archive",
     b"{": "JSON text",
 }
-LARGEST_PICKLE = 64 << 20
-"""Bytes of a pickle that are looked through for the names of what it would import."""
 
 
 def kind_of(path: Path) -> tuple[str, str]:
@@ -58,31 +55,3 @@ def _kind_of_zip(path: Path) -> tuple[str, str]:
     if names and all(name.endswith(".npy") for name in names):
         return OTHER, "an archive of NumPy arrays"
     return OTHER, "a ZIP archive"
-
-
-def imported_names(path: Path) -> list[str]:
-    """The names that a PyTorch file's pickle would import, sorted; nothing is imported or run to find them."""
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                entry = next(name for name in archive.namelist() if name.endswith("data.pkl"))
-                with archive.open(entry) as file:
-                    content = file.read(LARGEST_PICKLE)
-        else:
-            with path.open("rb") as file:
-                content = file.read(LARGEST_PICKLE)
-    except (OSError, StopIteration, zipfile.BadZipFile, NotImplementedError):
-        return []
-    found: set[str] = set()
-    texts: list[str] = []
-    try:
-        for code, argument, _ in pickletools.genops(content):
-            if code.name == "GLOBAL":
-                found.add(str(argument).replace(" ", "."))
-            elif code.name == "STACK_GLOBAL" and len(texts) >= 2:
-                found.add(f"{texts[-2]}.{texts[-1]}")
-            elif isinstance(argument, str):
-                texts.append(argument)
-    except Exception:  # a hostile or damaged pickle: what was found so far is told  # noqa: S110
-        pass
-    return sorted(found)

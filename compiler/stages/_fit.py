@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from compiler.errors import CompilerError, ConfigError
-from compiler.stages._checkpoint import TensorSet
-from compiler.stages._renaming import variants, with_counters
+from compiler.stages._checkpoint import TensorSet, likelihood
+from compiler.stages._renaming import parts_of, variants, with_counters
 
 
 def fit(
@@ -24,6 +24,7 @@ def fit(
         ConfigError: no set fits; the error compares the names and shapes of the likeliest.
     """
     network = build(count)
+    sets = _split(sets, network.state_dict())
     for each in sets:
         notes = load(network, each.tensors)
         if notes is not None:
@@ -32,7 +33,10 @@ def fit(
         told = classes_told(build, each.tensors, count)
         if told is None or told == count:
             continue
-        larger = build(told)
+        try:
+            larger = build(told)
+        except ConfigError:
+            continue  # the count was a guess: what does not fit says more
         notes = load(larger, each.tensors)
         if notes is not None:
             return larger, [*notes, *_choice(each, sets, path)]
@@ -106,23 +110,36 @@ def _votes(
 
 def _choice(taken: TensorSet, sets: Sequence[TensorSet], path: Path) -> list[str]:
     """What is said of a file with several sets."""
-    others = [each.key for each in sets if each.key != taken.key and len(each.tensors) > 1]
+    others = [each for each in sets if each is not taken and len(each.tensors) > 1]
     if not others:
         return [f"the weights were found under {taken.key!r}"] if taken.key not in ("", "state_dict") else []
-    keys = "".join(f"[{part!r}]" for part in others[0].split("."))
     return [
-        f"the weights under {taken.key or 'the top level'!r} were taken; {path.name} also holds {', '.join(others)}: "
-        f"torch.save(torch.load({path.name!r}, weights_only=True){keys}, 'other.pt') makes a file of it"
+        f"the weights under {taken.place() or 'the top level'!r} were taken; {path.name} also holds "
+        f"{', '.join(each.place() or 'the top level' for each in others)}: "
+        f"torch.save({others[0].expression(path)}, 'other.pt') makes a file of it"
     ]
+
+
+def _split(sets: Sequence[TensorSet], expected: Mapping[str, Any]) -> list[TensorSet]:
+    """The sets, with one that holds the network several times, under prefixes and nothing else, as several sets."""
+    found: list[TensorSet] = []
+    for each in sets:
+        parts = parts_of(each.tensors, expected)
+        if len(parts) > 1 and sum(map(len, parts.values())) == len(each.tensors):
+            prefixes = sorted(parts, key=lambda prefix: likelihood(prefix.rstrip(".")))
+            found += [TensorSet(each.key, parts[prefix], prefix) for prefix in prefixes]
+        else:
+            found.append(each)
+    return found
 
 
 def _misfit(expected: Mapping[str, Any], sets: Sequence[TensorSet], path: Path, architecture: str) -> ConfigError:
     """Names the first few keys that are missing, unknown or of another shape, in the set with most names in common."""
     best = max(
-        ((named, each.key) for each in sets for named, _ in variants(each.tensors, expected)),
+        ((named, each, notes) for each in sets for named, notes in variants(each.tensors, expected)),
         key=lambda row: sum(name in expected for name in row[0]) - sum(name not in expected for name in row[0]),
     )
-    state, key = best
+    state, taken, notes = best
     missing = [name for name in expected if name not in state]
     unknown = [name for name in state if name not in expected]
     shapes = [
@@ -135,11 +152,33 @@ def _misfit(expected: Mapping[str, Any], sets: Sequence[TensorSet], path: Path, 
         for title, names in (("missing", missing), ("unknown", unknown), ("other shape", shapes))
         if names
     ]
-    if len(sets) > 1 or key:
-        found = ", ".join(f"{each.key or 'top level'} ({len(each.tensors)} tensors)" for each in sets)
+    if notes and set(state) & set(expected):
+        details.insert(0, f"compared after {'; '.join(notes)}")
+    if len(sets) > 1 or taken.key:
+        found = ", ".join(f"{each.place() or 'top level'} ({len(each.tensors)} tensors)" for each in sets)
         details.append(f"sets of tensors in the file: {found}")
+    for each in sets:
+        for prefix, part in parts_of(each.tensors, expected).items():
+            others = [name for name in each.tensors if not name.startswith(prefix)]
+            if others:
+                return _among_others(TensorSet(each.key, part, prefix), others, path, architecture)
     return ConfigError(
         f"the checkpoint {path.name} does not fit {architecture}",
         fix="check model.architecture and model.num_classes against what was trained",
         details=details,
+    )
+
+
+def _among_others(part: TensorSet, others: Sequence[str], path: Path, architecture: str) -> ConfigError:
+    """The error for a set that holds all of the network below one prefix, and tensors that are not the network's."""
+    count = f"{len(others)} other{' is' if len(others) == 1 else 's are'} not"
+    named = f"{'; '.join(others[:4])}{' ...' if len(others) > 4 else ''}"
+    return ConfigError(
+        f"the checkpoint {path.name} does not fit {architecture} as a whole: the names that begin with {part.prefix!r} "
+        f"are the network's, {count}: {named}",
+        fix="make a file of the network's own by the lines above, and give it as model.weights",
+        details=[
+            "import torch, safetensors.torch",
+            f"torch.save({part.expression(path)}, {path.stem + '-state.pt'!r})",
+        ],
     )

@@ -8,6 +8,10 @@ from typing import Any
 COUNTERS = ("n_averaged",)
 """Tensors of wrappers (`torch.optim.swa_utils.AveragedModel`) that belong to no layer."""
 
+INNER = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""Parts of names that wrappers put in front of any module, not of the outermost alone."""
+DEEPEST_PREFIX = 4
+
 RENAMINGS: dict[str, tuple[tuple[str, str], ...]] = {
     "weight norm's newer names": (
         (".parametrizations.weight.original0", ".weight_g"), (".parametrizations.weight.original1", ".weight_v"),
@@ -55,6 +59,13 @@ def variants(state: Mapping[str, Any], expected: Iterable[str]) -> Iterator[tupl
     for prefix in prefixes_of(bare):
         stripped = {name: name.removeprefix(prefix) for name in bare}
         prefixed.append((_renamed(bare, stripped), [*notes, f"the prefix {prefix!r} was removed from all names"]))
+    inner, said = _without_inner(bare)
+    if inner is not None:
+        prefixed.append((inner, [*notes, *said]))
+        for prefix in prefixes_of(inner):
+            stripped = {name: name.removeprefix(prefix) for name in inner}
+            removed = f"the prefix {prefix!r} was removed from all names"
+            prefixed.append((_renamed(inner, stripped), [*notes, *said, removed]))
     for prefix in prefixes_of(expected):
         added = {name: prefix + name for name in bare}
         prefixed.append((_renamed(bare, added), [*notes, f"the prefix {prefix!r} was put before all names"]))
@@ -66,6 +77,30 @@ def variants(state: Mapping[str, Any], expected: Iterable[str]) -> Iterator[tupl
                 yield _renamed(named, names), [*said, f"{title} were replaced by those of the network"]
     for named, said in prefixed:
         yield _renamed(named, {name: name for name in named}, versions=False), said
+
+
+def _without_inner(state: Mapping[str, Any]) -> tuple[dict[str, Any] | None, list[str]]:
+    """The state dict without the parts of names that wrappers put anywhere, where that gives each name once."""
+    names = {name: ".".join(part for part in name.split(".") if part not in INNER) for name in state}
+    found = [part for part in INNER if any(part in name.split(".") for name in state)]
+    if not found or len(set(names.values())) < len(names):
+        return None, []
+    return _renamed(state, names), [f"{' and '.join(map(repr, found))} was removed wherever a name has it"]
+
+
+def parts_of(state: Mapping[str, Any], expected: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Prefix -> the tensors below it under the network's own names, for each prefix below which all of these are.
+
+    It finds the network, or several, among other tensors: a loss with weights, averages in the same dictionary.
+    """
+    below: dict[str, dict[str, Any]] = {}
+    for name, value in state.items():
+        pieces = name.split(".")
+        for cut in range(1, min(len(pieces), DEEPEST_PREFIX + 1)):
+            below.setdefault(".".join(pieces[:cut]) + ".", {})[".".join(pieces[cut:])] = value
+    wanted = set(expected)
+    needed = {name for name in wanted if not name.endswith("num_batches_tracked")}
+    return {prefix: part for prefix, part in below.items() if needed and needed <= part.keys() <= wanted}
 
 
 def with_counters(state: Mapping[str, Any], own: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
