@@ -35,9 +35,11 @@ MAX_GAIN = {"fp32": 1.01, "fp16": 1.05, "bf16": 1.1, "dynamic_int8": 1.5, "int8"
 """How many times larger or smaller the outputs may be. A halved input left a cosine of 0.9998 and every class right."""
 MAX_OFFSET = {"fp32": 0.01, "fp16": 0.05, "bf16": 0.1, "dynamic_int8": 0.3, "int8": 0.3}
 """How far the classes' mean outputs may move, as a share of the outputs' spread. Healthy int8 networks: below 0.02."""
-MAX_RELATIVE_ERROR = {"fp32": 0.01, "fp16": 0.05, "bf16": 0.2, "dynamic_int8": 0.5, "int8": 0.5}
+MAX_RELATIVE_ERROR = {"fp32": 0.01, "fp16": 0.05, "bf16": 0.2, "dynamic_int8": 0.9, "int8": 0.9}
 """Largest distance from the outputs before as a share of their size (L2 norms), for networks that answer every sample
-nearly alike or have no trained weights: cosines of what is left after centring say nothing there."""
+nearly alike or have no trained weights: cosines of what is left after centring say nothing there. Zeros have 1, and so
+had what OpenVINO's int8 made of mnasnet0_5 and efficientnet_b0; sound int8 files had 0.02 to 0.7 (MobileNetV2 on
+ranges of four samples)."""
 MAX_CLIPPED = 0.02
 """Share of real input values that may lie outside what a quantized input can hold: calibrators cut off less."""
 
