@@ -354,6 +354,12 @@ def test_programs_are_named_with_the_line_that_makes_a_state_dict_of_them(
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
         (b"<!DOCTYPE html><html>not found</html>", "HTML page"),
+        (b"\xef\xbb\xbf\r\n  <html><body>", "HTML page"),
+        (b"404: Not Found\n", "plain text"),
+        ("é".encode() * 600, "plain text"),
+        (bytes(4) + b"TFL3" + bytes(99), "TFLite model"),
+        (bytes(257) + b"ustar\x0000" + bytes(300), "tar archive"),
+        (b"\xfd7zXZ\x00" + bytes(99), "compressed file"),
         (b"\x89HDF\r\n\x1a\n" + bytes(99), "HDF5"),
         (b"\x93NUMPY\x01\x00", "NumPy array"),
         (b"", "empty file"),
@@ -390,3 +396,43 @@ def test_what_holds_no_tensors_and_what_is_missing_is_said(tmp_path: Path) -> No
         read_sets(tmp_path / "none.pt")
     with pytest.raises(ConfigError, match="cannot be read: No such file"):
         read_sets(tmp_path / "missing.pt")
+
+
+@pytest.mark.parametrize("key", ["optimized", "semantic_model", "schema", "lossless", "schedule_free", "netG"])
+def test_keys_that_only_contain_a_word_of_training_hold_weights_like_others(key: str, tmp_path: Path) -> None:
+    raw = state_of(1)
+    torch.save({key: raw, "optimizer": {"model": state_of(2)}, "epoch": 3}, tmp_path / "w.pt")
+    assert [each.key for each in read_sets(tmp_path / "w.pt")] == [key]
+    network, notes = fitted(tmp_path / "w.pt", Net)
+    assert same(network, raw) and notes == [f"the weights were found under {key!r}"]
+
+
+@pytest.mark.parametrize("average", ["ema", "model_ema", "modelEMA", "emaModel", "swa_state", "averaged.model"])
+def test_averages_are_told_by_whole_words_and_come_last(average: str, tmp_path: Path) -> None:
+    raw = state_of(1)
+    torch.save({average: state_of(2), "semantic": raw}, tmp_path / "w.pt")
+    network, notes = fitted(tmp_path / "w.pt", Net)
+    assert same(network, raw) and average in str(notes)
+
+
+def test_archive_of_numpy_arrays_is_refused_with_lines_that_make_a_state_dict_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = state_of(1)
+    np.savez(tmp_path / "w.npz", **{name: value.numpy() for name, value in raw.items()})
+    with pytest.raises(ConfigError, match="archive of NumPy arrays") as caught:
+        read_sets(tmp_path / "w.npz")
+    monkeypatch.chdir(tmp_path)
+    exec("\n".join(caught.value.details), {})
+    network, _ = fitted(tmp_path / "w-state.pt", Net)
+    assert same(network, raw)
+
+
+def test_onnx_model_is_named(tmp_path: Path) -> None:
+    import onnx
+    from onnx import helper
+
+    for more in ({}, {"producer_name": "x"}):
+        onnx.save(helper.make_model(helper.make_graph([], "g", [], []), **more), str(tmp_path / "w.pt"))
+        with pytest.raises(ConfigError, match="is an ONNX model"):
+            read_sets(tmp_path / "w.pt")

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from compiler.errors import ConfigError
-from compiler.stages._file_kinds import OTHER, PROGRAM, SAFETENSORS, SCRIPT, kind_of
+from compiler.stages._file_kinds import NUMPY_ARCHIVE, OTHER, PROGRAM, REMEDIES, SAFETENSORS, SCRIPT, kind_of
 from compiler.stages._pickle_contents import Contents, contents_of
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "module", "weights", "params")
 """Keys under which training scripts save the network's weights, likelier ones first."""
-AVERAGES = ("ema", "avg", "average", "swa")
-"""Parts of keys of averaged weights."""
-NOT_WEIGHTS = ("optim", "sched", "scaler", "loss", "callback", "rng", "hyper_param")
-"""Parts of keys below which the tensors are not the network's."""
+_NETWORK = "(model|net|network|weights|state)?"
+AVERAGES = re.compile(f"{_NETWORK}(ema|swa|avg|averaged?){_NETWORK}")
+"""Words of keys of averaged weights: whole words, since `schema` and `semantic` are none."""
+NOT_WEIGHTS = re.compile(
+    "optim(izers?)?|sched(ulers?)?|(grad)?scalers?|loss(es)?|callbacks?|rng|hyper|hyperparam(eter)?s?"
+)
+"""Words of keys below which the tensors are not the network's."""
+WORD = re.compile("[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 DEEPEST = 4
 SHOWN = 8
 
@@ -84,7 +89,7 @@ def likelihood(key: str) -> tuple[bool, int, str]:
 
 def is_average(key: str) -> bool:
     """Whether the key is one of averaged weights."""
-    return any(word in key.lower() for word in AVERAGES)
+    return _has_word(key, AVERAGES)
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -184,7 +189,12 @@ def _saving_lines(path: Path, contents: Contents) -> list[str]:
 
 def _is_other(key: str) -> bool:
     """Whether what lies under `key` is not the network's."""
-    return any(word in key.lower() for word in NOT_WEIGHTS)
+    return _has_word(key, NOT_WEIGHTS)
+
+
+def _has_word(key: str, words: re.Pattern[str]) -> bool:
+    """Whether a whole word of `key`, written with underscores, dots or capitals, is one of `words`."""
+    return any(words.fullmatch(word.lower()) for word in WORD.findall(key))
 
 
 def _listed(names: list[str]) -> str:
@@ -205,11 +215,20 @@ def _another_kind(path: Path, kind: str, words: str) -> ConfigError:
             fix="save its state dict; if you trust the file, the lines above do so",
             details=["import torch", f"torch.save(torch.export.load({path.name!r}).state_dict, {target!r})"],
         )
-    what = f"is {words}" if words else "is of a kind that is not known"
     return ConfigError(
-        f"the checkpoint {path} {what}; it is corrupt, or not a checkpoint of PyTorch",
-        fix="give safetensors, or what torch.save(model.state_dict(), FILE) writes; or save or fetch the file again",
+        f"the checkpoint {path} {f'is {words}' if words else 'is corrupt, or of a kind that is not known'}",
+        fix=REMEDIES.get(words, "give safetensors, or what torch.save(model.state_dict(), FILE) writes"),
+        details=_lines_for_numpy(path) if words == NUMPY_ARCHIVE else (),
     )
+
+
+def _lines_for_numpy(path: Path) -> list[str]:
+    """Lines of Python that make a state dict of an archive of NumPy arrays, which need no trust."""
+    return [
+        "import numpy, torch",
+        f"state = {{k: torch.from_numpy(v) for k, v in numpy.load({path.name!r}, allow_pickle=False).items()}}",
+        f"torch.save(state, {path.stem + '-state.pt'!r})",
+    ]
 
 
 def _damaged(path: Path, error: Exception) -> ConfigError:
