@@ -15,7 +15,7 @@ from compiler.backends import openvino
 from compiler.conversion import PROBE, SIGNATURE
 from compiler.errors import ConfigError, StepError
 from compiler.stages import _optimized
-from compiler.stages._kept import beside
+from compiler.stages._kept import next_to_infinities
 from compiler.stages.calibrate import Calibrate, finite_values, infinite_tensors, ranges
 
 ENTRY = {"name": "x", "dtype": "float32", "shape": [1, 3, 4, 4], "layout": "NCHW"}
@@ -62,8 +62,8 @@ def test_ranges_are_of_finite_values_and_infinite_tensors_are_named(tmp_path: Pa
 
 def test_nodes_beside_infinities_stay_float(tmp_path: Path) -> None:
     graph = onnx.load(masked(tmp_path)["model"] / "model.onnx").graph
-    assert beside(graph, {"scores"}) == {"add", "softmax"}
-    assert beside(graph, set()) == {"add"}  # the mask itself is a constant that is not finite
+    assert next_to_infinities(graph, {"scores"}) == {"add", "softmax"}
+    assert next_to_infinities(graph, set()) == {"add"}  # the mask itself is a constant that is not finite
 
 
 def test_nan_is_an_error_that_names_the_tensor() -> None:

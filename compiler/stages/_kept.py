@@ -25,8 +25,8 @@ def kept_nodes(graph: Any, keep: Iterable[str]) -> set[str]:
     return result
 
 
-def beside(graph: Any, tensors: Collection[str]) -> set[str]:
-    """The labels of the nodes that write one of `tensors`, or read one or a constant that is not finite."""
+def next_to_infinities(graph: Any, tensors: Collection[str]) -> set[str]:
+    """Return the labels of the nodes that read or write one of `tensors`, or read a constant that is not finite."""
     import numpy as np
     from onnx import TensorProto, numpy_helper
 

@@ -21,7 +21,7 @@ NEGLIGIBLE = 0.1
 
 
 def spoiled_by(model: Path, inputs: Mapping[str, Path]) -> str | None:
-    """The optimization with which the Q/DQ file `model` computes something else than it says; None if there is none.
+    """Return the name of the optimization that changes what the Q/DQ file `model` computes, or None.
 
     Judged by the distance from the float model's answers on the first samples: without optimizations it is what int8
     costs, and int8 kernels, which round elsewhere, come as near.

@@ -95,7 +95,7 @@ def _check_signature(model: Any) -> None:
     try:
         parameters = inspect.signature(model.forward).parameters.values()
     except (TypeError, ValueError):
-        return  # it is no function of Python's: calling it will tell
+        return  # not a Python function: calling it will tell
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     required = [p.name for p in positional if p.default is p.empty]
     required += [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]

@@ -13,7 +13,7 @@ from compiler.qdq import violations
 from compiler.stage import PREVIOUS
 from compiler.stages import _limits
 from compiler.stages._explicit import place
-from compiler.stages._kept import beside, kept_nodes
+from compiler.stages._kept import kept_nodes, next_to_infinities
 from compiler.stages._model_files import save_onnx
 from compiler.stages._optimized import spoiled_by
 from compiler.stages.calibrate import infinite_tensors, ranges
@@ -132,7 +132,7 @@ class Quantize(Conversion):
         model = onnx.load(str(inputs["model"] / "model.onnx"))
         symmetric = self.activations == "int8_symmetric"
         spans = ranges(inputs["calibration"], self.ranges, self.percentile)
-        endless = beside(model.graph, infinite_tensors(inputs["calibration"]))
+        endless = next_to_infinities(model.graph, infinite_tensors(inputs["calibration"]))
         present = {node.op_type for node in model.graph.node}
         kept = kept_nodes(model.graph, (*self.keep, *(kind for kind in more if kind in present)))
         data = {
