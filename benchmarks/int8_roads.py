@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,9 @@ class Roads:
         self._folder, self._samples, self._model, self._calibration = folder, samples, model, calibration
         self._pool = np.load(samples / "calibration.npy")
         self._images = np.load(samples / "report.npy")
+        self._numbers = itertools.count()
+        self.refused: Counter[str] = Counter()
+        """Files that a build would have refused by their distance from the float network, by the reason."""
         self._float: dict[str, Path] = {}
         for name, stage in (("openvino", openvino.Convert()), ("tflite", tflite.Convert())):
             self._float[name] = self._run(stage, model, None, f"{name}-fp32")
@@ -67,7 +72,7 @@ class Roads:
             return pairs[ranges]
 
         def road(stage: Conversion, source: Callable[[], Path]) -> Callable[[], Logits]:
-            name = f"{type(stage).__module__.rpartition('.')[2]}-{id(stage)}"
+            name = f"{type(stage).__module__.rpartition('.')[2]}-{next(self._numbers)}"
             return lambda: self.logits(stage, self._run(stage, source(), calibration, name))
 
         for ranges in ("minmax", "percentile"):
@@ -83,10 +88,11 @@ class Roads:
         extremes = road(tflite.Quantize(recipe="int8", quantizer="ai_edge_quantizer"), source)
         yield "TFLite, ai-edge-quantizer, min-max (now)", extremes
 
-    def logits(self, stage: Conversion, result: Path, options: dict[str, Any] | None = None) -> Logits:
+    def logits(self, stage: Conversion, result: Path) -> Logits:
         """The outputs, float32 (n, classes), for the pictures that are judged."""
-        session = open_model(stage.runtime, result / stage.artifact, {"threads": 1, **(options or {})})
-        signature = {**self._preprocessing(result), **session.signature()}
+        precision = {"INFERENCE_PRECISION_HINT": "f32"} if stage.runtime == "openvino" else {}
+        session = open_model(stage.runtime, result / stage.artifact, {"threads": 1, **precision})
+        signature = {**json.loads((self._model / "signature.json").read_text()), **session.signature()}
         for entry in signature["inputs"]:
             entry["layout"] = "NHWC" if stage.runtime == "tflite" else "NCHW"
         rows = [session.run([encode(self._images[i : i + 1], signature)])[0] for i in range(len(self._images))]
@@ -94,17 +100,18 @@ class Roads:
 
     def reference(self) -> Logits:
         """The fused float network's outputs, by OpenVINO in float32."""
-        return self.logits(openvino.Convert(), self._float["openvino"], {"INFERENCE_PRECISION_HINT": "f32"})
-
-    @staticmethod
-    def _preprocessing(result: Path) -> dict[str, Any]:
-        return dict(json.loads((result / "signature.json").read_text()))
+        return self.logits(openvino.Convert(), self._float["openvino"])
 
     def _run(self, stage: Conversion, model: Path, calibration: Path | None, name: str) -> Path:
         out = self._folder / name
         out.mkdir()
         inputs = {"model": model, "samples": self._samples}
-        stage.run(inputs if calibration is None else {**inputs, "calibration": calibration}, out)
+        try:
+            stage.run(inputs if calibration is None else {**inputs, "calibration": calibration}, out)
+        except CompilerError as error:
+            if not (out / stage.artifact).is_file():
+                raise
+            self.refused[error.what] += 1  # it is judged here all the same
         return out
 
 
@@ -186,6 +193,8 @@ def main() -> int:
             f"| {road} | {sum(losses)}{failed} | {min(losses)} to {max(losses)} "
             f"| {100 * np.mean([row[1] for row in sound]):.1f} % | {np.mean([row[2] for row in sound]):.4f} |"
         )
+    for why, times in sorted(roads.refused.items()):
+        print(f"a build would have refused this file ({times} times): {why}")
     return 0
 
 
