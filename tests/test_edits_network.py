@@ -101,7 +101,8 @@ class World:
         return subprocess.Popen(
             [sys.executable, str(ROOT / "tests/portable.py"), "target=host", "model=torchvision", "model.name=own",
              "model.architecture=own.network:net", "data=digits", "candidates=[onnxruntime_fp32]",
-             "data.splits={train: 0, calibration: 8, selection: 16, report: 16}", f"artifacts_dir={self.folder / store}"],
+             "data.splits={train: 0, calibration: 8, selection: 16, report: 16}",
+             f"artifacts_dir={self.folder / store}"],
             env=given, cwd=self.folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
 
