@@ -407,6 +407,34 @@ def test_keys_that_only_contain_a_word_of_training_hold_weights_like_others(key:
     assert same(network, raw) and notes == [f"the weights were found under {key!r}"]
 
 
+@pytest.mark.parametrize(
+    ("student", "teacher"),
+    [(("student",), ("teacher",)), (("nets", "v1.0"), ("nets", "v1.1")), (("ema",), ("swa",))],
+)
+def test_two_equally_likely_sets_that_fit_are_not_chosen_between_and_a_line_makes_a_file_of_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, student: tuple[str, ...], teacher: tuple[str, ...]
+) -> None:
+    """Keys may hold dots."""
+    monkeypatch.chdir(tmp_path)
+    states = {student: state_of(1), teacher: state_of(2)}
+    content: dict[str, Any] = {}
+    for keys, state in states.items():
+        place = content
+        for key in keys[:-1]:
+            place = place.setdefault(key, {})
+        place[keys[-1]] = state
+    torch.save(content, tmp_path / "w.pt")
+    with pytest.raises(ConfigError, match="holds 2 sets of weights that fit") as refused:
+        fitted(tmp_path / "w.pt", Net)
+    for number, line in enumerate(refused.value.details[1:]):
+        exec(line, {"torch": torch})
+        network, notes = fitted(tmp_path / f"w-{number}.pt", Net)
+        assert same(network, states[(student, teacher)[number]]) and notes == []
+    content[teacher[0]] = content[student[0]] if len(teacher) == 1 else {"v1.0": state_of(1), "v1.1": state_of(1)}
+    torch.save(content, tmp_path / "w.pt")
+    assert same(fitted(tmp_path / "w.pt", Net)[0], state_of(1)), "the same weights twice are one choice"
+
+
 @pytest.mark.parametrize("average", ["ema", "model_ema", "modelEMA", "emaModel", "swa_state", "averaged.model"])
 def test_averages_are_told_by_whole_words_and_come_last(average: str, tmp_path: Path) -> None:
     raw = state_of(1)

@@ -29,14 +29,19 @@ SHOWN = 8
 
 @dataclass(frozen=True)
 class TensorSet:
-    """Tensors by name; `key` is where they lie in the checkpoint, such as `state_dict`, or empty for the whole.
+    """Tensors by name; `keys` lead to where they lie in the checkpoint, such as `("state_dict",)`; none for the whole.
 
-    `prefix` is what was removed from their names, where only those of the key that begin with it are meant.
+    `prefix` is what was removed from their names, where only those below the keys that begin with it are meant.
     """
 
-    key: str
+    keys: tuple[str, ...]
     tensors: Mapping[str, Any]
     prefix: str = ""
+
+    @property
+    def key(self) -> str:
+        """The keys as one name; empty for the whole checkpoint."""
+        return ".".join(self.keys)
 
     def place(self) -> str:
         """Key and prefix in words; empty for the whole file."""
@@ -47,7 +52,7 @@ class TensorSet:
         if kind_of(path)[0] == SAFETENSORS:
             content = f"safetensors.torch.load_file({path.name!r})"
         else:
-            keys = "".join(f"[{part!r}]" for part in self.key.split(".") if part)
+            keys = "".join(f"[{key!r}]" for key in self.keys)
             content = f"torch.load({path.name!r}, weights_only=True){keys}"
         if not self.prefix:
             return content
@@ -68,11 +73,11 @@ def read_sets(path: Path) -> list[TensorSet]:
             f"the checkpoint {path} cannot be read: {error.strerror}", fix="check model.weights"
         ) from None
     if kind == SAFETENSORS:
-        return [TensorSet("", _read_safetensors(path))]
+        return [TensorSet((), _read_safetensors(path))]
     if kind in (SCRIPT, PROGRAM, OTHER):
         raise _another_kind(path, kind, words)
     content = _read_torch(path)
-    found = list(_sets_in(content, "", 0))
+    found = list(_sets_in(content, ()))
     if not found:
         raise ConfigError(
             f"the checkpoint {path} holds no named tensors: it is {_described(content)}",
@@ -82,7 +87,9 @@ def read_sets(path: Path) -> list[TensorSet]:
 
 
 def likelihood(key: str) -> tuple[bool, int, str]:
-    """Sorts where weights are looked for: averages last, the usual keys first."""
+    """Sorts where weights are looked for: averages last, the usual keys first. Keys that differ only in the last entry
+    are equally likely.
+    """
     first = key.partition(".")[0]
     return is_average(key), WRAPPERS.index(first) if first in WRAPPERS else len(WRAPPERS) * (key != ""), key
 
@@ -236,21 +243,21 @@ def _damaged(path: Path, error: Exception) -> ConfigError:
     return ConfigError(f"the checkpoint {path} is corrupt: {first[:200]}", fix="save or fetch it again")
 
 
-def _sets_in(content: Any, key: str, depth: int) -> Iterator[TensorSet]:
-    """The sets below `content`, which lies at `key`; entries that are not tensors do not belong to a set."""
+def _sets_in(content: Any, keys: tuple[str, ...]) -> Iterator[TensorSet]:
+    """The sets below `content`, to which `keys` lead; entries that are not tensors do not belong to a set."""
     import torch
 
-    if not isinstance(content, dict) or depth > DEEPEST:
+    if not isinstance(content, dict) or len(keys) > DEEPEST:
         return
     tensors = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
     if tensors and all(isinstance(name, str) for name in tensors):
         if isinstance(content, dict) and len(tensors) == len(content):
-            yield TensorSet(key, content)  # the very dictionary, which may hold its modules' versions
+            yield TensorSet(keys, content)  # the very dictionary, which may hold its modules' versions
         else:
-            yield TensorSet(key, tensors)
+            yield TensorSet(keys, tensors)
     for name, value in content.items():
         if isinstance(name, str) and not _is_other(name):
-            yield from _sets_in(value, f"{key}.{name}" if key else name, depth + 1)
+            yield from _sets_in(value, (*keys, name))
 
 
 def _described(content: Any) -> str:

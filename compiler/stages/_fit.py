@@ -21,13 +21,15 @@ def fit(
     that the tensors themselves tell.
 
     Raises:
-        ConfigError: no set fits; the error compares the names and shapes of the likeliest.
+        ConfigError: no set fits, and the error compares the names and shapes of the likeliest; or several fit, and
+            nothing says which is meant.
     """
     network = build(count)
     sets = _split(sets, network.state_dict())
     for each in sets:
         notes = load(network, each.tensors)
         if notes is not None:
+            _check_choice(lambda: build(count), each, sets, path)
             return network, [*notes, *_choice(each, sets, path)]
     for each in sets if infer else ():
         told = classes_told(build, each.tensors, count)
@@ -39,6 +41,7 @@ def fit(
             continue  # the count was a guess: what does not fit says more
         notes = load(larger, each.tensors)
         if notes is not None:
+            _check_choice(lambda told=told: build(told), each, sets, path)  # type: ignore[misc]
             return larger, [*notes, *_choice(each, sets, path)]
     raise _misfit(network.state_dict(), sets, path, architecture)
 
@@ -108,6 +111,43 @@ def _votes(
     return [] if 0 in found else found
 
 
+def _check_choice(build: Callable[[], Any], taken: TensorSet, sets: Sequence[TensorSet], path: Path) -> None:
+    """Refuses a choice between sets that are equally likely by their keys, such as a student's and a teacher's.
+
+    Raises:
+        ConfigError: another one fits as well and holds other values.
+    """
+    equals = [
+        each
+        for each in sets
+        if each is not taken and _rank(each) == _rank(taken) and not _same(each.tensors, taken.tensors)
+    ]
+    also = [each for each in equals if load(build(), each.tensors) is not None]
+    if not also:
+        return
+    both = [taken, *also]
+    raise ConfigError(
+        f"the checkpoint {path.name} holds {len(both)} sets of weights that fit: {', '.join(e.place() for e in both)}",
+        fix="make a file of the one that is meant by a line above, and give it as model.weights",
+        details=[
+            "import torch, safetensors.torch",
+            *(f"torch.save({each.expression(path)}, '{path.stem}-{number}.pt')" for number, each in enumerate(both)),
+        ],
+    )
+
+
+def _rank(each: TensorSet) -> tuple[object, ...]:
+    """How likely a set is by its key and prefix, without the names themselves."""
+    return (*likelihood(each.key)[:2], *likelihood(each.prefix.rstrip("."))[:2])
+
+
+def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two sets hold the same tensors under the same names."""
+    import torch
+
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
 def _choice(taken: TensorSet, sets: Sequence[TensorSet], path: Path) -> list[str]:
     """What is said of a file with several sets."""
     others = [each for each in sets if each is not taken and len(each.tensors) > 1]
@@ -127,7 +167,7 @@ def _split(sets: Sequence[TensorSet], expected: Mapping[str, Any]) -> list[Tenso
         parts = parts_of(each.tensors, expected)
         if len(parts) > 1 and sum(map(len, parts.values())) == len(each.tensors):
             prefixes = sorted(parts, key=lambda prefix: likelihood(prefix.rstrip(".")))
-            found += [TensorSet(each.key, parts[prefix], prefix) for prefix in prefixes]
+            found += [TensorSet(each.keys, parts[prefix], prefix) for prefix in prefixes]
         else:
             found.append(each)
     return found
@@ -161,7 +201,7 @@ def _misfit(expected: Mapping[str, Any], sets: Sequence[TensorSet], path: Path, 
         for prefix, part in parts_of(each.tensors, expected).items():
             others = [name for name in each.tensors if not name.startswith(prefix)]
             if others:
-                return _among_others(TensorSet(each.key, part, prefix), others, path, architecture)
+                return _among_others(TensorSet(each.keys, part, prefix), others, path, architecture)
     return ConfigError(
         f"the checkpoint {path.name} does not fit {architecture}",
         fix="check model.architecture and model.num_classes against what was trained",
