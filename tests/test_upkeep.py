@@ -161,6 +161,24 @@ def test_gc_takes_failures_quarantine_nameless_objects_and_unheld_locks(store: S
     assert left(store) == set("bcde")
 
 
+def test_gc_forgets_what_own_code_read_for_results_that_are_gone(store: Store, tmp_path: Path) -> None:
+    names = {}
+    for name in ("kept", "gone"):
+        document = {"step": name, "reads": {"own:table.json": name}}
+        names[name] = digest(document)
+        with store.work_folder("t") as folder:
+            (folder / "out").mkdir()
+            (folder / "out" / "data").write_text(name)
+            store.commit(names[name], document, folder / "out", 0.0, Origin(name, "m/t"))
+        store.remember_reads(digest({"step": name}), ["own:table.json"])
+    version(tmp_path, "m/t/1", [names["kept"]])
+    store.__exit__()
+    assert collect(store.root, 1, None, dry_run=True).other["lists of files read"] == 1
+    assert collect(store.root, 1, None).other["lists of files read"] == 1
+    assert store.read_sets(digest({"step": "kept"})) == [["own:table.json"]]
+    assert store.read_sets(digest({"step": "gone"})) == []
+
+
 def test_gcs_flags_say_what_they_do_and_after_it_the_kept_build_has_nothing_to_do(built: Project) -> None:
     assert built.build("seed=1").code == 0
     gc = ["store", "gc", f"artifacts_dir={built.artifacts}"]

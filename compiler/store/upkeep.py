@@ -35,6 +35,8 @@ class Row:
     used: float
     kept_by: int
     """By how many finished versions it is needed."""
+    reads: str = ""
+    """The key under which the store remembers what own code read for it; empty for a step without own code."""
 
 
 @dataclass
@@ -46,7 +48,7 @@ class Collected:
     bytes_left: int = 0
     results_left: int = 0
     other: dict[str, int] = field(default_factory=dict)
-    """Leftovers, failures, quarantined objects, unheld locks: how many of each."""
+    """Leftovers, failures, quarantined objects, lists of files read, unheld locks: how many of each."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,13 @@ def _row(path: Path, needed: Mapping[str, int]) -> Row | None:
             size_bytes=sum(int(entry["size"]) for entry in action["files"]),
             used=path.stat().st_mtime,
             kept_by=needed.get(action["key"], 0),
+            reads=_reads_key(action["document"]),
         )
     return None
+
+
+def _reads_key(document: Mapping[str, Any]) -> str:
+    return digest({k: v for k, v in document.items() if k != "reads"}) if "reads" in document else ""
 
 
 def collect(store: Store, artifacts: Path, keep: int | None, max_bytes: int | None, dry_run: bool = False) -> Collected:
@@ -119,6 +126,10 @@ def collect(store: Store, artifacts: Path, keep: int | None, max_bytes: int | No
         done.bytes_freed = sum({row.object: row.size_bytes for row in done.results}.values())
         gone = {row.object for row in done.results}
         rubbish = _rubbish(store, {row.object for row in all_rows} | objects)
+        reads = {row.reads for row in all_rows if row.object not in gone}
+        rubbish["lists of files read"] = [
+            path for path in sorted((store.root / "reads").glob("*/*.json")) if path.stem not in reads
+        ]
         done.other = {name: len(paths) for name, paths in rubbish.items()}
         if dry_run:
             return done
