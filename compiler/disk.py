@@ -6,9 +6,11 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import logging
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,25 @@ FICLONE = 0x40049409
 """Linux's ioctl that makes a file share another's blocks (btrfs, XFS, bcachefs); others refuse it."""
 NAMED_WRONG = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
 """Errors that another path mends."""
+QUIET_S, POLL_S = 0.5, 0.1
+"""A wait for a lock that takes longer is said; how often the lock is tried until then."""
+logger = logging.getLogger(__name__)
+
+
+def lock_alone(handle: int, waiting_for: str) -> None:
+    """Locks an open file or folder for this process alone. A long wait is said once, with what is waited for.
+
+    Raises:
+        OSError: the file system has no locks.
+    """
+    until = time.monotonic() + QUIET_S
+    while time.monotonic() < until:
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(POLL_S)
+    logger.warning("waiting for %s", waiting_for)
+    fcntl.flock(handle, fcntl.LOCK_EX)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from compiler.disk import explain_os_errors, fsync, make_folder, write_atomically
+from compiler.disk import explain_os_errors, fsync, lock_alone, make_folder, write_atomically
 from compiler.errors import ConfigError, IntegrityError
 from compiler.foreign_json import parse_json
 from compiler.registries import GO_ON, Tell, Unless
@@ -200,7 +200,7 @@ class Layout:
         """The index is changed by one process at a time; the folder itself is what is locked: no file is left in it."""
         handle = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            lock_alone(handle, f"another process that publishes to {self._root}")
             yield
         finally:
             os.close(handle)

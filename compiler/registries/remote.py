@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,7 +12,7 @@ from typing import TypeVar
 from urllib.parse import quote
 
 from compiler.errors import IntegrityError, StepError
-from compiler.registries import Broken, Tell, Unless, addresses
+from compiler.registries import Broken, Tell, Unless, addresses, proxies
 from compiler.registries.http import ANSWER_S, PASSING, Answer, Http, Origin, origin_of
 from compiler.registries.oci import INDEX_TYPE, MANIFEST_TYPE, MAX_MANIFEST_BYTES, Descriptor, digest_of
 from compiler.registries.patience import Patience
@@ -28,6 +29,7 @@ RACES = 5
 CONTENT_RANGE = re.compile(r"bytes (?:\*|([0-9]{1,18})-[0-9]{1,18})/(?:\*|([0-9]{1,18}))")
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 
 class Refused(StepError):
@@ -47,6 +49,8 @@ class Remote:
         self._base = f"/v2/{repository}/"
         self._repository, self._actions = repository, "pull,push" if writing else "pull"
         self._known: tuple[Origin, SignIn] | None = None
+        if not addresses.is_loopback(origin_of(f"https://{host}")[0].host) and (variable := proxies.unused(host)):
+            logger.warning("%s is reached directly: the proxy that %s names is not used", host, variable)
 
     # -- the four calls ----------------------------------------------------------------------------------------------
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from compiler.disk import write_atomically
+from compiler.disk import lock_alone, write_atomically
+from compiler.foreign_files import read_limited
 from compiler.registries.reference import Reference
 
+NAME = "tags.json"
 MAX_ENTRIES = 1000
+MAX_BYTES = 8 << 20
 FIELDS = ("model", "target", "version", "created")
 
 
@@ -35,13 +37,23 @@ def remember(reference: Reference, digest: str, manifest: Mapping[str, Any]) -> 
         return
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        with (file.parent / "tags.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with _locked(file.parent):
             entries = _read()
             entries.pop(_key(reference), None)
             entries[_key(reference)] = {"digest": digest, **{name: str(manifest[name]) for name in FIELDS}}
             kept = dict(list(entries.items())[-MAX_ENTRIES:])
             write_atomically(file, json.dumps(kept, indent=1).encode())
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """The folder itself is what is locked: a file in it could be a FIFO."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        lock_alone(handle, f"another process that writes {folder / NAME}")
+        yield
+    finally:
+        os.close(handle)
 
 
 def _key(reference: Reference) -> str:
@@ -53,7 +65,7 @@ def _key(reference: Reference) -> str:
 def _read() -> dict[str, Any]:
     file = _file()
     try:
-        found = json.loads(file.read_bytes()) if file is not None else {}
+        found = json.loads(read_limited(file, MAX_BYTES)) if file is not None else {}
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
@@ -65,4 +77,4 @@ def _file() -> Path | None:
         state = os.environ.get("XDG_STATE_HOME") or Path("~/.local/state").expanduser()
     except RuntimeError:
         return None
-    return Path(state) / "target-model-compiler" / "tags.json"
+    return Path(state) / "target-model-compiler" / NAME

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from compiler.canonical import digest, file_digest, list_files
-from compiler.disk import exchange, explain_os_errors, fsync, remove_tree
+from compiler.disk import exchange, explain_os_errors, fsync, lock_alone, remove_tree
 from compiler.errors import CompilerError, ConfigError, IntegrityError
 from compiler.registries import GO_ON, Registry, connect, seen
 from compiler.registries.oci import Descriptor, Image, digest_of, parse
@@ -205,7 +204,7 @@ def _alone(folder: Path) -> Iterator[Path]:
             found = os.fstat(handle)
             if found.st_uid != os.geteuid() or found.st_mode & 0o077:  # whoever made it could write to it later
                 raise ConfigError(f"{partial} is somebody else's", fix="remove it, or pull to another place")
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            lock_alone(handle, f"another pull into {folder}")
             if partial.exists() and found.st_ino == partial.stat().st_ino:  # nobody has moved it meanwhile
                 yield partial
                 return
