@@ -82,8 +82,9 @@ class Quantize(Conversion):
     """A float IR to int8: weights per channel; preset `mixed` takes asymmetric activations, `performance` symmetric.
 
     ranges of the activations, over the calibration samples: `minmax` from the least value to the largest,
-    `mean_minmax` (NNCF's own default) from the mean of the samples' least values to that of their largest. The mean
-    cuts off what few samples reach, which costs a network with hard-swish or squeeze-and-excitation accuracy.
+    `mean_minmax` (NNCF's own default) from the mean of the samples' least values to that of their largest, where a
+    tensor has one range; one for each channel (a depthwise convolution's input) is `minmax` there too. The mean cuts
+    off what few samples reach, which costs a network with hard-swish or squeeze-and-excitation accuracy.
     """
 
     inputs: ClassVar[Mapping[str, str]] = {"model": PREVIOUS, "samples": "samples", "calibration": "calibrate"}
@@ -126,8 +127,11 @@ class Quantize(Conversion):
             target_device=nncf.TargetDevice.CPU,
             subset_size=len(images),
             fast_bias_correction=self.fast_bias_correction,
+            # NNCF's own rule cannot be named: MEAN_MINMAX given here would hold for ranges by channel as well
             advanced_parameters=nncf.AdvancedQuantizationParameters(
-                activations_range_estimator_params=getattr(RangeEstimatorParametersSet, self.ranges.upper())
+                activations_range_estimator_params=(
+                    RangeEstimatorParametersSet.MINMAX if self.ranges == "minmax" else None
+                )
             ),
         )
         _name_by_position(quantized)
