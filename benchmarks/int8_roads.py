@@ -1,7 +1,7 @@
 """What int8 costs by every road, over several calibration sets: net losses, agreement with fp32, divergence.
 
     python benchmarks/int8_roads.py --images IMAGES --classes classes.txt --weights mobilenet_v2.safetensors
-    python benchmarks/int8_roads.py                  # the demo network on scikit-learn's digits
+    python benchmarks/int8_roads.py --noise 75       # the demo network on scikit-learn's digits, made harder by noise
 
 The network is exported and fused once. Each seed draws another calibration set from the same pool; all are judged on
 the same pictures, which take part in no calibration. A net loss is a picture that fp32 has right and int8 has wrong,
@@ -149,9 +149,20 @@ def prepared(arguments: argparse.Namespace, folder: Path) -> tuple[Path, Path]:
         stage = Samples(dataset="imagefolder", root=arguments.images, classes=arguments.classes, splits=sizes)
         weights, architecture = arguments.weights, arguments.architecture
     stage.run({}, samples)
+    if arguments.noise:
+        add_noise(samples, arguments.noise)
     Export(architecture=architecture, weights=weights).run({"samples": samples}, exported)
     Fuse().run({"model": exported, "samples": samples}, fused)
     return samples, fused
+
+
+def add_noise(samples: Path, deviation: float) -> None:
+    """Adds Gaussian noise, of a standard deviation in steps of 0 to 255, to every picture of every split."""
+    draw = np.random.default_rng(0)
+    for path in (samples / f"{split}.npy" for split in ("calibration", "selection", "report")):
+        images = np.load(path)
+        noisy = images + deviation * draw.standard_normal(images.shape, np.float32)
+        np.save(path, np.clip(np.rint(noisy), 0, 255).astype(np.uint8))
 
 
 def main() -> int:
@@ -163,6 +174,7 @@ def main() -> int:
     parser.add_argument("--architecture", default="mobilenet_v2")
     parser.add_argument("--pool", type=int, default=200, help="pictures from which calibration sets are drawn")
     parser.add_argument("--calibration", type=int, default=100, help="pictures in each calibration set")
+    parser.add_argument("--noise", type=float, default=0.0, help="standard deviation, in steps of 0 to 255")
     parser.add_argument("--seeds", type=int, default=5)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, contextlib.redirect_stdout(sys.stderr):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,13 +18,33 @@ from typing import Any
 from compiler import typed
 from compiler.errors import ConfigError, did_you_mean, unknown_name
 from compiler.foreign_yaml import check_yaml
+from compiler.limits import Between
 from compiler.names import check_names
 from compiler.overrides import as_text, check_override, conf_dir, expand_models, options, quoted
 from compiler.registries.reference import parse as parse_reference
 from compiler.runtime.verify import MANIFEST, SIDECARS
-from compiler.schema import Budget, Candidate, Config, Match, Model
+from compiler.schema import Candidate, Config, Match, Model, Splits
 
 OBJECTIVES = ("latency", "throughput", "size")
+POSITIVE = Between(0, above=True)
+LIMITS = {
+    "seed": Between(0, (1 << 63) - 1),
+    "target.threads": Between(1),
+    "target.cores": Between(1),
+    "target.memory_mb": POSITIVE,
+    "model.accuracy": Between(0, 100),
+    "executor.jobs": Between(0),
+    "executor.time_limit_s": Between(0.001),
+    "executor.memory_limit_mb": Between(0),
+    **{f"data.splits.{split.name}": Between(0) for split in dataclasses.fields(Splits)},
+    **{f"budget.{name}": POSITIVE for name in (
+        "latency_p95_ms", "latency_p99_ms", "first_answer_ms", "size_mb", "peak_memory_mb", "arrival_rate_per_s",
+        "load_p99_ms",
+    )},
+    "budget.accuracy_drop": Between(-math.inf),
+    "budget.accuracy_min": Between(-math.inf),
+}  # fmt: skip
+"""Key -> what its number must be, where it has one. A drop below zero asks for a gain; a metric may have any unit."""
 
 
 def compose(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> Config:
@@ -214,28 +235,22 @@ def _check_values(config: Config) -> None:
     ):
         if value not in known:
             raise unknown_name(what, value, known)
-    for what, number, least in (
-        ("target.threads", config.target.threads, 1),
-        ("target.cores", config.target.cores, 1),
-        ("model.accuracy", config.model.accuracy, 0),
-        ("executor.jobs", config.executor.jobs, 0),
-        ("executor.time_limit_s", config.executor.time_limit_s, 0.001),
-        ("executor.memory_limit_mb", config.executor.memory_limit_mb, 0),
-        *((f"data.splits.{name}", size, 0) for name, size in dataclasses.asdict(config.data.splits).items()),
-        *((f"budget.{f.name}", getattr(config.budget, f.name), -math.inf) for f in dataclasses.fields(Budget)),
-    ):
-        if isinstance(number, int | float) and not (least <= number < math.inf and number > -math.inf):
-            raise ConfigError(
-                f"{what} is {number}", fix=f"give a number of at least {least}" if least >= 0 else "give a number"
-            )
+    for key, limit in LIMITS.items():
+        number = functools.reduce(getattr, key.split("."), config)
+        if number is None:
+            continue
+        expected = limit.broken(number) if math.isfinite(number) else "a finite number"  # type: ignore[arg-type]
+        if expected:
+            raise ConfigError(f"{key} is {number}", fix=f"it must be {expected}")
+    least = config.budget.accuracy_min
+    if least is not None and least > 100 and ":" not in config.data.metric:
+        raise ConfigError(f"budget.accuracy_min is {least}", fix="give percent, from 0 to 100")
     _check_match(config.target.match)
     _check_model(config.model)
     if (config.budget.load_p99_ms is None) != (config.budget.arrival_rate_per_s is None):
         raise ConfigError(
             "budget.load_p99_ms and budget.arrival_rate_per_s belong together", fix="give both, or neither"
         )
-    if config.budget.arrival_rate_per_s is not None and config.budget.arrival_rate_per_s <= 0:
-        raise ConfigError("budget.arrival_rate_per_s must be above 0", fix="give requests a second")
     _check_registry(config)
     _check_candidates(config)
     if not config.artifacts_dir.strip():
@@ -258,8 +273,6 @@ def _check_match(match: Match) -> None:
 
 
 def _check_model(model: Model) -> None:
-    if model.accuracy is not None and model.accuracy > 100:
-        raise ConfigError(f"model.accuracy is {model.accuracy}", fix="give percent, from 0 to 100")
     if model.sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", model.sha256):
         raise ConfigError(
             f"model.sha256 {model.sha256!r} is no SHA-256", fix="it has 64 hexadecimal digits; see sha256sum"

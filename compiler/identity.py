@@ -13,7 +13,7 @@ from typing import Any
 
 from compiler.canonical import digest, plain
 from compiler.errors import ConfigError, IntegrityError, StepError
-from compiler.keys import files
+from compiler.keys import files, functions
 from compiler.keys.environment import build_isa, deciding, interpreter
 from compiler.keys.foreign import foreign_identities
 from compiler.keys.memo import Memo, Stamp, content_digest, full_digest, stamps
@@ -135,7 +135,7 @@ class KeyMaker:
         return ""
 
     def check_inputs(self, plan: Plan) -> None:
-        """Reads every file that a step names, before any step runs.
+        """Reads every file that a step names, and looks for the functions of the user's own, before any step runs.
 
         Raises:
             ConfigError: one is not there.
@@ -145,6 +145,17 @@ class KeyMaker:
             for item in dataclasses.fields(step.stage):
                 if is_path_field(type(step.stage), item.name):
                     self._field(step.stage, item.name)
+            for setting, name in step.stage.functions().items() if step.toolchain is None else ():
+                functions.check(setting, name)
+
+    def check_ahead(self, steps: Iterable[Step]) -> None:
+        """Look at what `steps`, which are to run, name outside the store: what would end one of them later.
+
+        Raises:
+            ConfigError: see `Stage.check_files`.
+        """
+        for step in steps:
+            dataclasses.replace(step.stage, **_paths(step.stage)).check_files()
 
     def outside(self, plan: Plan, names: Collection[str] | None = None) -> dict[str, dict[str, str]]:
         """What steps (`names`; all) read from outside the store: `step.field` -> `path` as configured, `sha256`."""

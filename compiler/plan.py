@@ -289,7 +289,7 @@ def _typed(cls: type[Stage], fields: str, step: str) -> Stage:
             f"step {step} needs a value for {error.name!r}", fix=f"set steps.{step}.{error.name}=VALUE"
         ) from None
     except typed.TypeMismatch as error:
-        raise ConfigError(f"step {step}: {error}", fix="check the value's type") from None
+        raise ConfigError(f"step {step}: {error}", fix="check the value") from None
 
 
 def check_tools(plan: Plan, names: list[str] | None = None) -> None:

@@ -66,6 +66,17 @@ class Stage(ABC):
         `inputs` maps each role to the folder of the result that fills it; they are read-only.
         """
 
+    def check_files(self) -> None:  # noqa: B027 - most name nothing outside
+        """Looks at what the fields name, as far as can be seen without making anything; imports nothing heavy.
+
+        Raises:
+            ConfigError: `run` would refuse it.
+        """
+
+    def functions(self) -> Mapping[str, str]:
+        """Functions of the user's own that `run` looks up: setting -> `package.module:function`."""
+        return {}
+
     def used_tools(self) -> tuple[str, ...]:
         """Distributions whose versions decide the result; more than `tools` where a field decides which."""
         return self.tools

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from compiler.errors import did_you_mean
+from compiler.limits import Limit
 
 MISSING = "???"
 TRUE = ("true", "yes", "on", "y", "1")
@@ -25,7 +26,7 @@ T = TypeVar("T")
 
 
 class TypeMismatch(ValueError):
-    """A value is not of its field's type; `args[0]` says which and what was expected."""
+    """A value is not of its field's type, or beyond its limits; `args[0]` says which and what was expected."""
 
 
 class MissingValue(TypeMismatch):
@@ -68,6 +69,8 @@ def convert(hint: Any, value: Any, where: str) -> Any:
     if hint is Any:
         return value
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        return _limited(inner[0], inner[1:], value, where)
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in inner:
             return None
@@ -85,6 +88,14 @@ def convert(hint: Any, value: Any, where: str) -> Any:
     return _scalar(hint, value, where)
 
 
+def _limited(hint: Any, limits: tuple[Any, ...], value: Any, where: str) -> Any:
+    found = convert(hint, value, where)
+    for limit in limits:
+        if isinstance(limit, Limit) and (expected := limit.broken(found)):
+            raise TypeMismatch(f"{where} is {found!r}, and must be {expected}"[:300])
+    return found
+
+
 def _mapping(inner: tuple[Any, ...], value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise TypeMismatch(f"{where} is {value!r}, and must map names to values"[:300])
@@ -98,7 +109,8 @@ def _sequence(origin: Any, inner: tuple[Any, ...], value: Any, where: str) -> An
     kinds = inner or (Any,)
     if origin is tuple and len(kinds) > 1 and kinds[1] is not Ellipsis:
         if len(value) != len(kinds):
-            raise TypeMismatch(f"{where} has {len(value)} values, and must have {len(kinds)}")
+            count = f"{len(value)} value{'' if len(value) == 1 else 's'}"
+            raise TypeMismatch(f"{where} has {count}, and must have {len(kinds)}")
         return tuple(convert(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
     found = [convert(kinds[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
     return tuple(found) if origin is tuple else found
@@ -138,7 +150,7 @@ def _truth(value: Any) -> bool:
 
 @functools.cache
 def _hints(cls: Any) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
+    return typing.get_type_hints(cls, include_extras=True)
 
 
 def _said(hint: Any) -> str:

@@ -16,7 +16,8 @@ from compiler import runtime
 from compiler.backends import openvino, tflite
 from compiler.conversion import SIGNATURE
 from compiler.errors import ConfigError
-from compiler.runtime.session import MAX_BATCH, batch_of, open_model
+from compiler.runtime.names import MAX_BATCH
+from compiler.runtime.session import batch_of, open_model
 from compiler.stage import Stage
 from compiler.stages.calibrate import Calibrate
 from compiler.stages.export import EXPORTED_OPEN, FIXED, OPENED, Export

@@ -8,10 +8,11 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from compiler.conversion import SIGNATURE, Conversion
-from compiler.errors import StepError, unknown_name
+from compiler.errors import StepError
+from compiler.limits import OneOf
 from compiler.stage import PREVIOUS
 
 PRESETS = ("mixed", "performance")
@@ -32,7 +33,7 @@ class Convert(Conversion):
     runtime: ClassVar[str] = "openvino"
     runtime_options: ClassVar[Mapping[str, Any]] = {"INFERENCE_PRECISION_HINT": "f32"}
 
-    source: str = "fp32"
+    source: Annotated[str, OneOf(*SOURCES)] = "fp32"
 
     def precision(self) -> str:
         """The source's."""
@@ -42,13 +43,9 @@ class Convert(Conversion):
         """See `Conversion.convert`.
 
         Raises:
-            ConfigError: an unknown source.
             StepError: OpenVINO has no translation for an operator.
         """
         import openvino
-
-        if self.source not in SOURCES:
-            raise unknown_name("source", self.source, SOURCES)
 
         try:
             with contextlib.chdir(inputs["model"]):  # it takes a comma in a path for the end of the path
@@ -93,8 +90,8 @@ class Quantize(Conversion):
     runtime: ClassVar[str] = "openvino"
     runtime_options: ClassVar[Mapping[str, Any]] = {"INFERENCE_PRECISION_HINT": "f32"}
 
-    preset: str = "mixed"
-    ranges: str = "minmax"
+    preset: Annotated[str, OneOf(*PRESETS)] = "mixed"
+    ranges: Annotated[str, OneOf(*RANGES)] = "minmax"
     fast_bias_correction: bool = True
 
     def preload(self) -> tuple[str, ...]:
@@ -106,7 +103,7 @@ class Quantize(Conversion):
         return "int8"
 
     def convert(self, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
-        """See `Conversion.convert`. Raises ConfigError for an unknown preset or way of choosing ranges."""
+        """See `Conversion.convert`."""
         import nncf
         import numpy as np
         import openvino
@@ -114,9 +111,6 @@ class Quantize(Conversion):
 
         from compiler.runtime.preprocess import encode
 
-        for what, value, known in (("preset", self.preset, PRESETS), ("ranges", self.ranges, RANGES)):
-            if value not in known:
-                raise unknown_name(what, value, known)
         signature = json.loads((inputs["model"] / SIGNATURE).read_text())
         images = np.load(inputs["calibration"] / "samples.npy", mmap_mode="r", allow_pickle=False)
         dataset = nncf.Dataset(range(len(images)), lambda i: encode(images[i : i + 1], signature))

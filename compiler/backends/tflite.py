@@ -6,10 +6,11 @@ import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from compiler.conversion import SIGNATURE, Conversion
-from compiler.errors import CompilerError, StepError, unknown_name
+from compiler.errors import CompilerError, StepError
+from compiler.limits import OneOf
 from compiler.stage import PREVIOUS
 from compiler.uneven import uneven_layers
 
@@ -166,9 +167,9 @@ class Quantize(Conversion):
     artifact: ClassVar[str] = "model.tflite"
     runtime: ClassVar[str] = "tflite"
 
-    recipe: str
-    quantizer: str = "tensorflow"
-    io: str = "float32"
+    recipe: Annotated[str, OneOf(*RECIPES)]
+    quantizer: Annotated[str, OneOf(*QUANTIZERS)] = "tensorflow"
+    io: Annotated[str, OneOf("float32", "int8")] = "float32"
 
     def preload(self) -> tuple[str, ...]:
         """TensorFlow takes seconds to import, the others do not."""
@@ -216,14 +217,7 @@ class Quantize(Conversion):
             ) from error
 
     def convert(self, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
-        """See `Conversion.convert`. Raises ConfigError for an unknown recipe, quantizer or io."""
-        for what, value, known in (
-            ("recipe", self.recipe, RECIPES),
-            ("quantizer", self.quantizer, QUANTIZERS),
-            ("io", self.io, ("float32", "int8")),
-        ):
-            if value not in known:
-                raise unknown_name(what, value, known)
+        """See `Conversion.convert`."""
         source, target = inputs["model"] / "model.tflite", out / "model.tflite"
         if self.recipe == "int8" and self.quantizer == "tensorflow":
             _calibrate_with_tensorflow(source, target, inputs, self.io)

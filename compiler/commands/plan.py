@@ -47,7 +47,11 @@ def run(arguments: list[str]) -> int:
 
 
 def rows(plan: Plan, store: Store, keys: KeyMaker) -> list[dict[str, Any]]:
-    """One row a step: `name`, `stage`, `key`, `state` (hit, miss, pending, on demand, deferred), and why."""
+    """One row a step: `name`, `stage`, `key`, `state` (hit, miss, pending, on demand, deferred), and why.
+
+    Raises:
+        ConfigError: a step that would run could not.
+    """
     results: dict[str, Result] = {}
     out = []
     scope = f"{plan.config.model.name}/{plan.config.target.name}"
@@ -83,6 +87,7 @@ def rows(plan: Plan, store: Store, keys: KeyMaker) -> list[dict[str, Any]]:
                     why = "result missing or corrupt"
                 row |= {"state": "miss", "why": outdated or why}
         out.append(row)
+    keys.check_ahead(step for step in plan.steps.values() if step.name not in results)
     return out
 
 

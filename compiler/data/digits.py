@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+COUNT = 1797
+"""Of the pictures, known without opening them."""
+
 
 class Digits:
     """See `compiler.data.source.Source`. Images are scaled up to `side` pixels and made RGB."""

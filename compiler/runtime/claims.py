@@ -13,8 +13,8 @@ import numpy as np
 
 from compiler.errors import IntegrityError
 from compiler.pictures import ORIENTATIONS
-from compiler.runtime.names import FORMATS, check_id
-from compiler.runtime.session import MAX_BATCH, Session
+from compiler.runtime.names import FORMATS, MAX_BATCH, check_id
+from compiler.runtime.session import Session
 
 DTYPES = ("float16", "float32", "float64", "int8", "uint8", "int16", "int32", "int64", "bool")
 LARGEST_TENSOR = 1 << 30

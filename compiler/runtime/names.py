@@ -21,6 +21,9 @@ DISTRIBUTIONS = {
     "torch_tensorrt": ("torch", "torch-tensorrt"),
 }
 
+MAX_BATCH = 4096
+"""A manifest is data too: it cannot ask for more memory than any real batch needs."""
+
 ON_GPU = frozenset({"aot_inductor", "onnxruntime_cuda", "pytorch_cuda", "tensorrt", "torch_tensorrt"})
 """Runtimes that run on an NVIDIA GPU and nowhere else."""
 

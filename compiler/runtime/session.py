@@ -11,12 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compiler.errors import ConfigError, MissingToolError, unknown_name
-from compiler.runtime.names import DISTRIBUTIONS, module_of
+from compiler.runtime.names import DISTRIBUTIONS, MAX_BATCH, module_of
 
 Array = NDArray[Any]
-
-MAX_BATCH = 4096
-"""A manifest is data too: it cannot ask for more memory than any real batch needs."""
 
 
 class Session(Protocol):

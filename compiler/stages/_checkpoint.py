@@ -66,16 +66,8 @@ def read_sets(path: Path) -> list[TensorSet]:
     Raises:
         ConfigError: the file is missing, damaged, of another kind, or holds anything but tensors and plain values.
     """
-    try:
-        kind, words = kind_of(path)
-    except OSError as error:
-        raise ConfigError(
-            f"the checkpoint {path} cannot be read: {error.strerror}", fix="check model.weights"
-        ) from None
-    if kind == SAFETENSORS:
+    if check_kind(path) == SAFETENSORS:
         return [TensorSet((), _read_safetensors(path))]
-    if kind in (SCRIPT, PROGRAM, OTHER):
-        raise _another_kind(path, kind, words)
     content = _read_torch(path)
     found = list(_sets_in(content, ()))
     if not found:
@@ -84,6 +76,23 @@ def read_sets(path: Path) -> list[TensorSet]:
             fix="save model.state_dict(), best as safetensors",
         )
     return sorted(found, key=lambda each: likelihood(each.key))
+
+
+def check_kind(path: Path) -> str:
+    """Return what kind of checkpoint the file at `path` is, from its first bytes: SAFETENSORS or TORCH.
+
+    Raises:
+        ConfigError: it is another, or cannot be read.
+    """
+    try:
+        kind, words = kind_of(path)
+    except OSError as error:
+        raise ConfigError(
+            f"the checkpoint {path} cannot be read: {error.strerror}", fix="check model.weights"
+        ) from None
+    if kind in (SCRIPT, PROGRAM, OTHER):
+        raise _another_kind(path, kind, words)
+    return kind
 
 
 def likelihood(key: str) -> tuple[bool, int, str]:

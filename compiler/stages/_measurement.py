@@ -6,11 +6,11 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from compiler import bundle
 from compiler.conversion import SIGNATURE
-from compiler.errors import ConfigError
+from compiler.limits import Between
 from compiler.runtime import host
 from compiler.runtime.bundle import REFERENCE
 from compiler.runtime.control_group import usable_cores
@@ -28,6 +28,9 @@ class Profile:
     compute_capability: str | None = None
 
 
+Count = Annotated[int, Between(1)]
+
+
 @dataclasses.dataclass(kw_only=True)
 class Measurement(Stage):
     """Fields and bundle of a step that takes times. `candidates` maps an id to its runtime, artifact and options."""
@@ -39,7 +42,7 @@ class Measurement(Stage):
 
     candidates: dict[str, Any]
     baseline: str
-    threads: int = 1
+    threads: Count = 1
     match: Profile = dataclasses.field(default_factory=Profile)
     arch: str = ""
     isa: tuple[str, ...] = ()
@@ -100,11 +103,3 @@ def artifact_files(result: Path, artifact: str) -> list[Path]:
     """The files of a candidate's artifact: its own and those that share its stem (`model.xml`, `model.bin`)."""
     stem = artifact.partition(".")[0]
     return sorted(p for p in result.iterdir() if p.is_file() and p.name.partition(".")[0] == stem)
-
-
-def check_depth(rounds: int, max_rounds: int, calls: int, seconds: float) -> None:
-    """Refuses depths at which nothing would be measured."""
-    if rounds < 1 or calls < 1 or seconds < 0 or max_rounds < 1:
-        raise ConfigError(
-            "rounds, max_rounds and min_calls must be at least 1, min_seconds at least 0", fix="see steps.benchmark"
-        )

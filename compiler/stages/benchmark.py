@@ -6,15 +6,16 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from compiler import bundle
+from compiler.limits import Between
 from compiler.runtime.arrivals import under_load
 from compiler.runtime.depths import merge
 from compiler.runtime.first_answer import first_answers
 from compiler.runtime.measure import RAW, RESULT, measure
 from compiler.stage import CANDIDATES, read_facts, report_progress
-from compiler.stages._measurement import Measurement, check_depth, images_of
+from compiler.stages._measurement import Count, Measurement, images_of
 from compiler.stages.sweep import CURVES
 
 SCREEN_RAW = f"screen-{RAW}"
@@ -40,12 +41,12 @@ class Benchmark(Measurement):
     latency_p95_ms: float | None = None
     latency_p99_ms: float | None = None
     first_answer: bool = False
-    rounds: int = 6
-    max_rounds: int | None = None
-    min_calls: int = 100
-    min_seconds: float = 1.0
-    max_seconds: float = 240.0
-    arrival_rate_per_s: float | None = None
+    rounds: Count = 6
+    max_rounds: Count | None = None
+    min_calls: Count = 100
+    min_seconds: Annotated[float, Between(0)] = 1.0
+    max_seconds: Annotated[float, Between(0)] = 240.0
+    arrival_rate_per_s: Annotated[float, Between(0, above=True)] | None = None
 
     def run(self, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
         """See `Stage.run`.
@@ -57,7 +58,6 @@ class Benchmark(Measurement):
         from compiler.runtime.statistics import LEAST_CALLS_P99, LEAST_ROUNDS
 
         most = self.max_rounds or (MAX_ROUNDS if self.rounds >= LEAST_ROUNDS else self.rounds)
-        check_depth(self.rounds, most, self.min_calls, self.min_seconds)
         first = next((inputs[name] for name in ("screen", "sweep") if name in inputs), None)
         brief = read_facts(first) if first else None
         points = (brief or {}).get("points", {})

@@ -7,10 +7,11 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from compiler.conversion import SIGNATURE
 from compiler.errors import StepError
+from compiler.limits import Between
 from compiler.stage import Stage, report_progress, write_array, write_json
 from compiler.uneven import RECORD, ChannelRanges
 
@@ -35,7 +36,7 @@ class Calibrate(Stage):
     numeric: ClassVar[bool] = True
     tools: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime", "numpy")
 
-    bins: int = 2048
+    bins: Annotated[int, Between(128, 1 << 20)] = 2048
 
     def preload(self) -> tuple[str, ...]:
         """What it imports."""

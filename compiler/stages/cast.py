@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from compiler.conversion import Conversion
 from compiler.errors import ConfigError, StepError
+from compiler.limits import Between
 from compiler.qdq import violations
 from compiler.stage import PREVIOUS
 from compiler.stages._half import convert, has_pairs, sensitive
@@ -43,9 +44,9 @@ class Cast(Conversion):
     # it multiplies the float16 scales of a Conv's input and weight, and the product underflows: 0.5 % top-1 for 78 %
     runtime_options: ClassVar[Mapping[str, Any]] = {"disabled_optimizers": ["WeightBiasQuantization"]}
 
-    data_max: float = 512.0
-    init_max: float = FLOAT16_MAX
-    init_loss: float = 0.01
+    data_max: Annotated[float, Between(0, FLOAT16_MAX, above=True)] = 512.0
+    init_max: Annotated[float, Between(0, FLOAT16_MAX, above=True)] = FLOAT16_MAX
+    init_loss: Annotated[float, Between(0, 1)] = 0.01
     keep: tuple[str, ...] = ()
 
     _quantized = False  # whether the model has Q/DQ pairs, once it is read

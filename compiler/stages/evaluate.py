@@ -45,6 +45,10 @@ class Evaluate(Stage):
     def __post_init__(self) -> None:
         metrics.check_name(self.metric)  # before anything is measured
 
+    def functions(self) -> Mapping[str, str]:
+        """See `Stage.functions`."""
+        return {"data.metric": self.metric} if metrics.own_modules(self.metric) else {}
+
     def dynamic_modules(self) -> tuple[str, ...]:
         """The runtime through which the figure is taken, and the user's metric."""
         return (*modules_of(self.runtime, self.options), *metrics.own_modules(self.metric))

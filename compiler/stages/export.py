@@ -6,7 +6,7 @@ import dataclasses
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from compiler.conversion import (
     BATCH,
@@ -18,9 +18,11 @@ from compiler.conversion import (
     probe_images,
     takes_batches,
 )
-from compiler.errors import ConfigError, StepError
+from compiler.errors import ConfigError, StepError, unknown_name
+from compiler.limits import Between
 from compiler.stage import Stage, write_array, write_json
-from compiler.stages._checkpoint import read_metadata, read_sets
+from compiler.stages._architectures import architectures
+from compiler.stages._checkpoint import check_kind, read_metadata, read_sets
 from compiler.stages._fit import fit
 from compiler.stages._model_files import name_batch, open_batch, save_onnx, save_program
 from compiler.stages._trial import try_network
@@ -32,6 +34,8 @@ OPENED, EXPORTED_OPEN, FIXED = "opened in the ONNX model", "exported open", "fix
 TRACED = (
     "the program that torch.export traced differs: forward must not branch on values, or keep anything between calls"
 )
+LEAST_OPSET, LARGEST_OPSET = 13, 23
+"""From where scales may differ by channel, up to what PyTorch's exporter writes."""
 WRITTEN = "the ONNX exporter wrote something else: try another steps.export.opset, or other operators in forward"
 
 
@@ -51,9 +55,20 @@ class Export(Stage):
     architecture: str
     weights: Path | None = None
     sha256: str | None = None
-    num_classes: int | None = None
+    num_classes: Annotated[int, Between(1)] | None = None
     seed: int = 0
-    opset: int = 18
+    opset: Annotated[int, Between(LEAST_OPSET, LARGEST_OPSET)] = 18
+
+    def functions(self) -> Mapping[str, str]:
+        """See `Stage.functions`."""
+        return {"model.architecture": self.architecture} if ":" in self.architecture else {}
+
+    def check_files(self) -> None:
+        """See `Stage.check_files`: the architecture's name, and what kind of file the weights are."""
+        if ":" not in self.architecture and (known := architectures()) and self.architecture not in known:
+            raise unknown_name("architecture", self.architecture, known)
+        if self.weights is not None:
+            check_kind(self.weights)
 
     def preload(self) -> tuple[str, ...]:
         """What it imports."""

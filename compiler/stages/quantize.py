@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from compiler.conversion import Conversion
 from compiler.errors import ConfigError, StepError, unknown_name
+from compiler.limits import Between, OneOf
 from compiler.qdq import violations
 from compiler.stage import PREVIOUS
 from compiler.stages import _limits
@@ -45,12 +46,22 @@ class Quantize(Conversion):
     artifact: ClassVar[str] = "model.onnx"
     runtime: ClassVar[str] = "onnxruntime"
 
-    placement: str = "onnxruntime"
+    placement: Annotated[str, OneOf(*PLACEMENTS)] = "onnxruntime"
     ranges: str = "percentile"
-    percentile: float = 99.99
-    activations: str = "uint8_asymmetric"
+    percentile: Annotated[float, Between(50, 100, above=True)] = 99.99
+    activations: Annotated[str, OneOf(*SYMMETRIC)] = "uint8_asymmetric"
     reduce_range: bool = False
     keep: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        known = PLACEMENTS.get(self.placement, ())
+        if self.ranges not in known:
+            raise unknown_name(f"ranges (placement {self.placement})", self.ranges, known)
+        if self.placement == "tensorrt" and self.reduce_range:
+            raise ConfigError(
+                "reduce_range is for CPUs that saturate, not for placement=tensorrt", fix="leave reduce_range out"
+            )
 
     def precision(self) -> str:
         """int8."""
@@ -60,28 +71,10 @@ class Quantize(Conversion):
         """See `Conversion.convert`.
 
         Raises:
-            ConfigError: an unknown recipe.
             StepError: TensorRT's rules do not hold in what was written for it, or ONNX Runtime's optimizations spoil
                 what was written for it.
         """
-        self._check_fields()
         return self._for_tensorrt(inputs, out) if self.placement == "tensorrt" else self._for_onnxruntime(inputs, out)
-
-    def _check_fields(self) -> None:
-        if self.placement not in PLACEMENTS:
-            raise unknown_name("placement", self.placement, PLACEMENTS)
-        if self.ranges not in PLACEMENTS[self.placement]:
-            raise unknown_name("ranges", self.ranges, PLACEMENTS[self.placement])
-        if self.activations not in SYMMETRIC:
-            raise unknown_name("activations", self.activations, SYMMETRIC)
-        if not 50.0 < self.percentile <= 100.0:
-            raise ConfigError(
-                f"percentile is {self.percentile}", fix="give a number above 50 and up to 100, such as 99.99"
-            )
-        if self.placement == "tensorrt" and self.reduce_range:
-            raise ConfigError(
-                "reduce_range is for CPUs that saturate, not for placement=tensorrt", fix="leave reduce_range out"
-            )
 
     def _for_tensorrt(self, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
         import onnx

@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import compiler.data.digits
 from compiler.data.imagefolder import UNREADABLE, ImageFolder
 from compiler.data.source import Source
 from compiler.data.splits import digest, split
-from compiler.errors import ConfigError, unknown_name
+from compiler.errors import ConfigError
+from compiler.limits import Between, OneOf
 from compiler.pictures import ORIENTATIONS
 from compiler.stage import Stage, report_progress, write_array, write_json
 
 STORED = ("calibration", "selection", "report")
+LARGEST_SIDE = 10_000
+"""Of a network's input, in pixels: as many as a picture may have (`compiler.pictures.MAX_PIXELS`)."""
+Deviation = Annotated[float, Between(0, above=True)]
+Shade = Annotated[float, Between(0, 255)]
 
 
 @dataclasses.dataclass(kw_only=True)
 class SplitSizes:
     """Samples per split; None takes the rest."""
 
-    train: int | None = 0
-    calibration: int | None = 100
-    selection: int | None = 100
-    report: int | None = None
+    train: Annotated[int, Between(0)] | None = 0
+    calibration: Annotated[int, Between(1)] | None = 100
+    selection: Annotated[int, Between(1)] | None = 100
+    report: Annotated[int, Between(1)] | None = None
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -38,20 +43,30 @@ class Samples(Stage):
 
     tools: ClassVar[tuple[str, ...]] = ("numpy", "pillow", "scikit-learn")
 
-    dataset: str
+    dataset: Annotated[str, OneOf("digits", "imagefolder")]
     root: Path | None = None
     classes: Path | None = None
-    resize: int = 256
-    crop: int = 224
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    std: tuple[float, ...] = (0.5, 0.5, 0.5)
-    orientation: str = "exif"
-    background: tuple[float, ...] | None = (255.0, 255.0, 255.0)
-    unreadable: str = "error"
-    layout: str = "NCHW"
-    num_classes: int | None = None
+    resize: Annotated[int, Between(0, LARGEST_SIDE)] = 256
+    crop: Annotated[int, Between(1, LARGEST_SIDE)] = 224
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[Deviation, Deviation, Deviation] = (0.5, 0.5, 0.5)
+    orientation: Annotated[str, OneOf(*ORIENTATIONS)] = "exif"
+    background: tuple[Shade, Shade, Shade] | None = (255.0, 255.0, 255.0)
+    unreadable: Annotated[str, OneOf(*UNREADABLE)] = "error"
+    layout: Annotated[str, OneOf("NCHW", "NHWC")] = "NCHW"
+    num_classes: Annotated[int, Between(1)] | None = None
     splits: SplitSizes = dataclasses.field(default_factory=SplitSizes)
     split_seed: int = 0
+
+    def check_files(self) -> None:
+        """See `Stage.check_files`. Pictures are listed, and not opened."""
+        sizes = dataclasses.asdict(self.splits)
+        if self.dataset == "digits":
+            split(compiler.data.digits.COUNT, sizes, self.split_seed)
+            return
+        found = ImageFolder(self._folder(), self.classes, self._preprocessing())
+        self._check_count(found.classes)
+        split(len(found.ids), sizes, self.split_seed)
 
     def run(self, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
         """See `Stage.run`.
@@ -63,11 +78,7 @@ class Samples(Stage):
 
         preprocessing = self._preprocessing()
         source = self._source(preprocessing)
-        if self.num_classes is not None and self.num_classes != len(source.classes):
-            raise ConfigError(
-                f"the data has {len(source.classes)} classes, data.num_classes says {self.num_classes}",
-                fix="correct it, or leave it out",
-            )
+        self._check_count(source.classes)
         parts = split(len(source.ids), dataclasses.asdict(self.splits), self.split_seed)
         total = sum(len(parts[name]) for name in STORED)
         done = 0
@@ -104,41 +115,34 @@ class Samples(Stage):
         }
         return facts | ({"found": source.found.facts()} if isinstance(source, ImageFolder) else {})
 
+    def _check_count(self, classes: Sequence[str]) -> None:
+        if self.num_classes is not None and self.num_classes != len(classes):
+            raise ConfigError(
+                f"the data has {len(classes)} classes, data.num_classes says {self.num_classes}",
+                fix="correct it, or leave it out",
+            )
+
     def _preprocessing(self) -> dict[str, Any]:
         """How a picture becomes the network's input, as the manifest records it and the runtime does it."""
-        if self.orientation not in ORIENTATIONS:
-            raise unknown_name("data.orientation", self.orientation, ORIENTATIONS)
-        behind = self.background
-        if behind is not None and (len(behind) != 3 or not all(0 <= value <= 255 for value in behind)):
-            raise ConfigError(
-                f"data.background is {list(behind)}",
-                fix="give three numbers from 0 to 255, or null for the stored colours",
-            )
+        behind = None if self.background is None else list(self.background)
         return {
-            "color": "RGB", "orientation": self.orientation, "background": behind and list(behind),
+            "color": "RGB", "orientation": self.orientation, "background": behind,
             "resize": self.resize, "resize_filter": "bilinear", "crop": self.crop,
             "divide_by": 255.0, "mean": list(self.mean), "std": list(self.std),
         }  # fmt: skip
 
     def _source(self, preprocessing: Mapping[str, Any]) -> Source:
-        if self.unreadable not in UNREADABLE:
-            raise unknown_name("data.unreadable", self.unreadable, UNREADABLE)
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise ConfigError(
-                "data.mean and data.std need three numbers each, std above 0", fix="for example data.std=[0.5,0.5,0.5]"
-            )
-        if self.crop < 1:
-            raise ConfigError(f"data.crop is {self.crop}", fix="give the side of the network's input in pixels")
         if self.dataset == "digits":
             return compiler.data.digits.Digits(self.crop)
-        if self.dataset == "imagefolder":
-            if self.root is None or not self.root.is_dir():
-                raise ConfigError(
-                    f"the data folder {self.root} is not a folder",
-                    fix="set data.root to a folder with one sub-folder a class",
-                )
-            return ImageFolder(self.root, self.classes, preprocessing, self.unreadable)
-        raise unknown_name("dataset", self.dataset, ["digits", "imagefolder"])
+        return ImageFolder(self._folder(), self.classes, preprocessing, self.unreadable)
+
+    def _folder(self) -> Path:
+        if self.root is None or not self.root.is_dir():
+            raise ConfigError(
+                f"the data folder {self.root} is not a folder",
+                fix="set data.root to a folder with one sub-folder a class",
+            )
+        return self.root
 
 
 def read_meta(samples: Path) -> dict[str, Any]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from compiler import bundle
+from compiler.limits import Between
 from compiler.runtime.measure import measure
 from compiler.stage import report_progress
-from compiler.stages._measurement import Measurement, check_depth, images_of
+from compiler.stages._measurement import Count, Measurement, images_of
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -21,13 +22,12 @@ class Screen(Measurement):
     `benchmark` to say.
     """
 
-    rounds: int = 3
-    min_calls: int = 30
-    min_seconds: float = 0.2
+    rounds: Count = 3
+    min_calls: Count = 30
+    min_seconds: Annotated[float, Between(0)] = 0.2
 
     def run(self, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
         """See `Stage.run`. `inputs` has one role `candidate/<id>` for each candidate that was built."""
-        check_depth(self.rounds, self.rounds, self.min_calls, self.min_seconds)
         entries = self.entries(inputs)
         protocol = {
             "depth": "screen", "rounds": self.rounds, "max_rounds": self.rounds, "min_calls": self.min_calls,

@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from compiler import bundle
 from compiler.errors import StepError
+from compiler.limits import Between
 from compiler.runtime import sweep
+from compiler.runtime.names import MAX_BATCH
 from compiler.stage import report_progress, write_json
-from compiler.stages._measurement import Measurement, images_of
+from compiler.stages._measurement import Count, Measurement, images_of
 
 CURVES = "curves.json"
 
@@ -24,10 +26,10 @@ class Sweep(Measurement):
     `latency_p95_ms` bound the point that is chosen; without a limit it is four fifths of what is free.
     """
 
-    max_batch: int = 64
-    seconds: float = 0.5
-    thread_counts: tuple[int, ...] = ()
-    stream_counts: tuple[int, ...] = ()
+    max_batch: Annotated[int, Between(1, MAX_BATCH)] = 64
+    seconds: Annotated[float, Between(0, above=True)] = 0.5
+    thread_counts: tuple[Count, ...] = ()
+    stream_counts: tuple[Count, ...] = ()
     memory_limit_mb: float | None = None
     latency_p95_ms: float | None = None
 
