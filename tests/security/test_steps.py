@@ -1,0 +1,225 @@
+"""What a step leaves behind fails its candidate in words, not the build, and outlives neither its time nor itself."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Done, First, Project
+from processes import processes
+
+HERE = Path(__file__).parent
+SECONDS = 60
+"""A build of one group takes less; what hangs is ended by its limit of a few seconds."""
+CANDIDATE = (
+    "backend: misbehaving.backend\nruntime: 'null'\nprecision: fp32\nafter: export\nartifact: model.npz\n"
+    "steps: {{{stage}: {{how: {how}}}}}\n"
+)
+CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e\ud800-\udfff]")
+
+RESULTS = {
+    "a_link_to_a_file": "passwd, which is a link",
+    "a_link_in_place_of_the_model": "model.npz, which is a link",
+    "links_in_a_circle": "which is a link",
+    "a_link_that_leads_nowhere": "a, which is a link",
+    "a_link_to_a_folder": "etc, which is a link",
+    "a_link_to_the_folder_itself": "again, which is a link",
+    "a_hard_link": "linked, which has other names too",
+    "a_fifo": "fifo, which is neither a file nor a folder",
+    "a_socket": "socket, which is neither a file nor a folder",
+    "a_device": "null, which is neither a file nor a folder",
+    "a_name_that_is_not_utf8": "name that is not UTF-8",
+    "a_folder_whose_name_is_not_utf8": "name that is not UTF-8",
+    "a_name_of_two_lines": "name with control characters",
+    "a_name_with_escapes": "name with control characters",
+    "folders_four_thousand_deep": "folders deep",
+    "a_terabyte_of_nothing": "more than the disk holds",
+    "more_than_the_disk_in_ten_files": "more than the disk holds",
+    "no_result_folder": "no folder of results",
+    "a_link_in_place_of_the_result_folder": "no folder of results",
+    "a_file_in_place_of_the_result_folder": "no folder of results",
+    "no_working_folder": "removed its working folder",
+    "no_working_folder_and_gone": "removed its working folder",
+    "a_link_in_place_of_the_working_folder": "removed its working folder",
+}
+ANSWERS = {
+    "no_answer": "ended with exit code 0 and no answer",
+    "an_empty_answer": "answer cannot be read",
+    "an_answer_that_is_no_json": "answer cannot be read",
+    "an_answer_that_is_not_utf8": "answer cannot be read",
+    "an_answer_that_is_a_list": "answer cannot be read",
+    "an_answer_that_is_a_number": "answer cannot be read: NaN",
+    "an_answer_a_hundred_thousand_deep": "answer cannot be read: it is nested too deeply",
+    "an_answer_of_many_digits": "answer cannot be read",
+    "an_answer_of_a_terabyte": "answer cannot be read: it is larger than",
+    "an_answer_that_is_a_fifo": "answer cannot be read: it is not a regular file",
+    "an_answer_that_is_a_folder": "answer cannot be read: it is not a regular file",
+    "an_answer_that_is_a_device": "answer cannot be read",
+    "an_answer_that_is_a_circle": "answer cannot be read",
+    "an_answer_whose_parts_are_of_other_types": "answer cannot be read: loaded",
+    "an_answer_with_reads_of_other_types": "answer cannot be read: reads",
+    "an_answer_with_half_characters": "answer cannot be read: loaded",
+    "an_answer_with_a_key_twice": "answer cannot be read: a key occurs twice",
+    "an_answer_that_half_denies": "answer cannot be read: ok",
+    "an_error_of_no_words": "the step failed without a word",
+    "an_error_with_escapes": "?[31mred",
+    "an_error_of_megabytes": "wwww",
+    "an_error_number_that_is_none": "so it is",
+    "an_answer_without_facts": "facts.json",
+    "facts_that_are_replaced": "facts.json",
+    "facts_that_are_a_terabyte": "facts.json",
+}
+WORDS = {
+    "facts_with_nan": "the stage's facts: NaN",
+    "facts_with_infinity": "the stage's facts: -Infinity",
+    "facts_of_no_json": "the stage's facts: ",
+    "facts_that_are_a_list": "the stage's facts: a list, not a mapping",
+    "facts_in_a_circle": "the stage's facts: ",
+    "facts_five_hundred_deep": "the stage's facts: ",
+    "facts_with_half_characters": "the stage's facts: ",
+    "facts_of_a_hundred_megabytes": "the stage's facts: ",
+    "facts_with_another_fidelity": "the stage's facts: fidelity",
+    "facts_bound_to_nothing": "the stage's facts: bound_to",
+    "an_error_whose_words_cannot_be_had": "Unspeakable: (its words cannot be had)",
+    "an_error_whose_words_are_no_text": "OfNoText: (its words cannot be had)",
+    "an_error_whose_type_has_an_odd_name": "?[31mred",
+    "an_error_of_ten_megabytes": "ValueError: xxxx",
+    "an_error_of_ours_of_ten_megabytes": "xxxx",
+    "an_error_of_ours_of_no_text": "{1, 2}",
+    "an_error_that_steers_the_terminal": "ValueError: ?[31mred",
+    "an_error_of_ours_that_steers_the_terminal": "?[31mred",
+    "a_keyboard_interrupt": "KeyboardInterrupt: (no message)",
+    "an_exit_with_zero": "SystemExit: 0",
+    "an_exit_with_words": "SystemExit: ?[31mred",
+    "a_base_exception": "BaseException: a base exception",
+    "endless_recursion": "RecursionError",
+    "a_stack_overflow": "",
+    "a_wild_pointer": "was killed by SIGSEGV",
+    "the_words_of_a_full_disk": "no space left where I looked",
+    "binary_output": "ValueError: after binary output",
+    "a_log_that_steers_the_terminal": "was killed by SIGABRT",
+    "a_log_that_is_a_fifo": "was killed by SIGABRT",
+    "a_log_that_is_another_file": "was killed by SIGABRT",
+    "closed_streams": "ValueError: after its streams were closed",
+}
+PROCESSES = {
+    "a_flood_without_lines": "wrote more than",
+    "a_stopped_process": "ran past its time limit of 4 s",
+    "a_deaf_process": "ran past its time limit of 4 s",
+    "an_endless_loop_in_c": "ran past its time limit of 4 s",
+    "many_processes": "ran past its time limit of 4 s",
+    "the_end_of_its_own_group": "was killed by SIGKILL",
+    "the_end_of_its_parents_group": "was killed by SIGKILL",
+    "the_end_of_its_parent": "was killed by SIGKILL",
+    "a_daemon_and_an_error": "ValueError: and it left a daemon",
+    "a_daemon_and_a_crash": "was killed by SIGABRT",
+    "a_changed_input": "changed its input",
+    "a_file_more_in_an_input": "changed its input",
+    "an_input_less": "changed its input",
+}
+HARMLESS = (
+    "a_daemon", "children_that_stay", "a_child_that_writes_after_the_answer", "a_thread_that_never_ends",
+    "an_exit_handler_that_hangs", "another_working_folder", "no_permissions",
+    "progress_that_is_a_fifo", "progress_that_is_a_folder", "progress_that_is_a_device", "progress_of_a_terabyte",
+    "progress_that_is_a_list", "progress_without_its_parts", "progress_of_other_types", "progress_of_no_numbers",
+    "progress_of_many_digits", "progress_a_hundred_thousand_deep", "progress_that_steers_the_terminal",
+    "folders_twenty_deep", "names_that_differ_in_case", "a_name_of_255_characters", "names_in_other_scripts",
+    "empty_folders", "facts_that_steer_the_terminal", "facts_of_many_digits",
+)  # fmt: skip
+GROUPS = {
+    "results": RESULTS, "answers": ANSWERS, "words": WORDS, "processes": PROCESSES,
+    "harmless": dict.fromkeys(HARMLESS, ""),
+}  # fmt: skip
+FAILING = [(group, how) for group in GROUPS if group != "harmless" for how in GROUPS[group]]
+
+
+@dataclass
+class Built:
+    """A build in which every case of a group is a candidate, beside one that behaves."""
+
+    project: Project
+    done: Done
+    seconds: float
+    rows: dict[str, Any]
+
+
+def _project(folder: Path, first: First, cases: dict[str, str]) -> Project:
+    """A project that has a candidate for each case, and the results of those that behave."""
+    (folder / "conf/candidate").mkdir(parents=True)
+    for how in cases:
+        stage = "misbehave_briefly" if "time limit" in cases[how] else "misbehave"
+        (folder / f"conf/candidate/{how}.yaml").write_text(CANDIDATE.format(stage=stage, how=how))
+    project = Project(folder)
+    shutil.copytree(first.project.artifacts, project.artifacts, symlinks=True)
+    project.base = ["--config-dir", str(folder / "conf"), *project.base, f"candidates=[null_fp32,{','.join(cases)}]"]
+    return project
+
+
+@pytest.fixture(scope="session")
+def builds(first: First, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Built]:
+    """The builds so far, one a group; `_built` adds to them."""
+    return {}
+
+
+@pytest.fixture
+def built_group(
+    request: pytest.FixtureRequest, builds: dict[str, Built], first: First, tmp_path_factory: pytest.TempPathFactory
+) -> Built:
+    """The build of the group that the test names."""
+    group = request.param
+    if group not in builds:
+        project = _project(tmp_path_factory.mktemp(group), first, GROUPS[group])
+        began = time.monotonic()
+        done = project.build("executor.jobs=4", cwd=HERE)
+        seconds = time.monotonic() - began
+        rows = {row["id"]: row for row in done.manifest["candidates"]} if done.code == 0 else {}
+        builds[group] = Built(project, done, seconds, rows)
+    return builds[group]
+
+
+@pytest.mark.parametrize("built_group", GROUPS, indirect=True)
+def test_build_goes_on_ends_in_time_leaves_no_process_and_steers_no_terminal(built_group: Built) -> None:
+    done, project = built_group.done, built_group.project
+    assert done.code == 0, done.err[-3000:]
+    assert "Traceback" not in done.err.replace("  Traceback (most", "") and "internal error" not in done.err
+    assert built_group.seconds < SECONDS
+    assert not processes(project) and not _daemons(project)
+    assert not CONTROL.search(done.out + done.err), CONTROL.search(done.out + done.err)
+    assert not CONTROL.search(done.manifest_path.read_text())
+    assert built_group.rows["null_fp32"]["status"] in ("selected", "eligible", "skipped"), built_group.rows["null_fp32"]
+    assert max(map(len, done.err.splitlines())) < 2000
+    assert list((project.artifacts / ".store/work").iterdir()) == []
+
+
+def _daemons(project: Project) -> list[str]:
+    """What a step started that carries no setting of the worker's; its command line does."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                line = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if b"misbehaving-" in line and str(project.artifacts / ".store").encode() in line:
+                found.append(entry.name)
+    return found
+
+
+@pytest.mark.parametrize(("built_group", "how"), FAILING, indirect=["built_group"], ids=[how for _, how in FAILING])
+def test_candidate_fails_in_words(built_group: Built, how: str) -> None:
+    row = built_group.rows[how]
+    words = next(GROUPS[group][how] for group, name in FAILING if name == how)
+    assert row["status"] == "failed" and words in row["reason"], row["reason"]
+    assert row["reason"].startswith(f"{how}.misbehave") and len(row["reason"]) < 1000
+
+
+@pytest.mark.parametrize(
+    ("built_group", "how"), [("harmless", how) for how in HARMLESS], indirect=["built_group"], ids=HARMLESS
+)
+def test_harmless_candidate_is_whole(built_group: Built, how: str) -> None:
+    assert built_group.rows[how]["status"] in ("selected", "eligible", "skipped"), built_group.rows[how]["reason"]
