@@ -158,7 +158,8 @@ class Walker:
                 if step.stage.measures:
                     for waiting in list(self._ahead):
                         self._dismiss(waiting)
-                future = pool.submit(self._execute, step, document, {r: s for r, s in sources.items()})
+                given = {source: outcome.results[source] for source in sources.values()}
+                future = pool.submit(self._execute, step, document, dict(sources), given)
                 running[future] = name
 
     def _start_ahead(self, pending: list[str], running: dict[Future[Result], str]) -> None:
@@ -207,7 +208,10 @@ class Walker:
 
     # -- one step --------------------------------------------------------------------------------------------------
 
-    def _execute(self, step: Step, document: dict[str, Any], sources: dict[str, str]) -> Result:
+    def _execute(
+        self, step: Step, document: dict[str, Any], sources: dict[str, str], given: dict[str, Result]
+    ) -> Result:
+        """Makes one step's result. `given` are the results of `sources`, which others may take from the outcome."""
         key = key_of(document)
 
         def waiting(holder: str) -> None:
@@ -215,11 +219,13 @@ class Walker:
 
         try:
             with self._store.lock(key, waiting, self._cancel):
-                return self._execute_locked(step, document, sources, key)
+                return self._execute_locked(step, document, sources, given, key)
         except locks.Cancelled:
             raise StepError(f"{step.name} was ended with the build") from None
 
-    def _execute_locked(self, step: Step, document: dict[str, Any], sources: dict[str, str], key: str) -> Result:
+    def _execute_locked(
+        self, step: Step, document: dict[str, Any], sources: dict[str, str], given: dict[str, Result], key: str
+    ) -> Result:
         def waiting(what: str) -> None:
             self._watcher.note(f"{step.name}: {what}")
 
@@ -231,10 +237,9 @@ class Walker:
                 return known
             inputs = {}
             for role, source in sources.items():
-                result = self.outcome.results[source]
-                if not self._is_intact(source):
+                if not self._is_intact(source, given[source]):
                     raise _Damaged([source])
-                inputs[role] = result.path
+                inputs[role] = given[source].path
             why = explain(whole, self._store.last(self._scope(), step.name), step.inputs)
             if self._store.state(key_of(whole)) == "damaged":
                 why = "result missing or corrupt"
@@ -253,7 +258,7 @@ class Walker:
                         caches=self._caches,
                     )  # fmt: skip
                     stack.callback(worker.end)
-                whole, result = self._run_worker(step, document, sources, inputs, worker, key)
+                whole, result = self._run_worker(step, document, given, inputs, worker, key)
             self._record(step, result, "executed", why)
             self._store_last(step, whole)
             self._watcher.ended(step.name, "executed", result.seconds)
@@ -263,7 +268,7 @@ class Walker:
         self,
         step: Step,
         document: dict[str, Any],
-        sources: Mapping[str, str],
+        given: Mapping[str, Result],
         inputs: dict[str, Path],
         worker: launch.Worker,
         key: str,
@@ -289,13 +294,15 @@ class Walker:
         before = self._keys.stamps(step)
         try:
             seconds = worker.run(job, self._cancel, functools.partial(self._watcher.progressed, step.name))
-            self._check_inputs(step, sources)
+            if (spoiler := self._spoiler(step, given)) is not None:
+                raise spoiler
             _check_result(job, worker)
         except launch.Cancelled:
             raise StepError(f"{step.name} was ended with the build") from None
         except CompilerError as error:
-            self._keep_failure(error, job, worker, key)
-            raise
+            failure = self._spoiler(step, given) or error  # it may have failed for what another did to its input
+            self._keep_failure(failure, job, worker, key)
+            raise failure from error.__cause__
         digests = {role: document["inputs"][role] for role in inputs}
         self._keys.look_again()
         if self._keys.stamps(step) != before or key_of(self._keys.document(step, digests)) != key:
@@ -323,9 +330,8 @@ class Walker:
             error.details.append(f"reproduce: {launch.reproduce_command(job, kept)}")
             error.details.append(f"log: {kept / 'log.txt'}")
 
-    def _is_intact(self, source: str) -> bool:
+    def _is_intact(self, source: str, result: Result) -> bool:
         """Whether a result that a step needs is as it was stored: every byte of it, where any file looks otherwise."""
-        result = self.outcome.results[source]
         try:
             seen = look(result.path)
         except (OSError, ValueError):
@@ -338,23 +344,23 @@ class Walker:
         self._intact[result.digest] = seen
         return True
 
-    def _check_inputs(self, step: Step, sources: Mapping[str, str]) -> None:
-        """That the results which the step was given are still what they were.
+    def _spoiler(self, step: Step, given: Mapping[str, Result]) -> CompilerError | None:
+        """The error of a step that changed one of the results which it was given; None where all are what they were.
 
         Raises:
             _Damaged: one is not, and a step that ran at the same time may have changed it.
-            _SpoilerError: one is not, and no other step was running.
         """
-        changed = [source for source in sorted(set(sources.values())) if not self._is_intact(source)]
-        if changed and not self._runs_alone(step.name):
+        changed = [source for source in sorted(given) if not self._is_intact(source, given[source])]
+        if not changed:
+            return None
+        if not self._runs_alone(step.name):
             raise _Damaged(changed, alone=True)
-        if changed:
-            error = _SpoilerError(
-                f"{step.name} changed its input, the result of {', '.join(changed)}",
-                fix="a step reads its inputs, and writes into the folder of its own result alone",
-            )
-            error.sources = tuple(changed)
-            raise error
+        error = _SpoilerError(
+            f"{step.name} changed its input, the result of {', '.join(changed)}",
+            fix="a step reads its inputs, and writes into the folder of its own result alone",
+        )
+        error.sources = tuple(changed)
+        return error
 
     def _record(self, step: Step, result: Result, status: str, why: str) -> None:
         outputs = tuple(entry.sha256 for entry in result.entries)
