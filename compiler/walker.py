@@ -13,8 +13,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-from compiler import launch
-from compiler.answers import read_checked_facts
+from compiler import launch, results
 from compiler.canonical import plain
 from compiler.disk import explain_os_errors
 from compiler.errors import CompilerError, ConfigError, DiskFullError, StepError
@@ -24,11 +23,9 @@ from compiler.outcome import Outcome, StepRecord, Watcher
 from compiler.plan import Plan, Step
 from compiler.runtime.control_group import usable_cores
 from compiler.runtime.memory import total_mb
-from compiler.stage import FACTS
-from compiler.store import Origin, Result, Store, TooSlow, UnfitError, check_result, locks
+from compiler.store import Origin, Result, Store, TooSlow, locks
 from compiler.store.objects import look
 from compiler.turns import turn
-from compiler.words import words
 
 MAX_JOBS = 4
 MEMORY_SHARE = 0.95
@@ -296,7 +293,8 @@ class Walker:
             seconds = worker.run(job, self._cancel, functools.partial(self._watcher.progressed, step.name))
             if (spoiler := self._spoiler(step, given)) is not None:
                 raise spoiler
-            _check_result(job, worker)
+            models = {c.spec.artifact for c in self.plan.candidates.values() if c.result == step.name}
+            results.check(job, worker, sorted(models))
         except launch.Cancelled:
             raise StepError(f"{step.name} was ended with the build") from None
         except CompilerError as error:
@@ -385,24 +383,3 @@ def _worker_fields(step: Step) -> dict[str, Any]:
             value = resolve_path(str(value))
         fields[item.name] = plain(value)
     return fields
-
-
-def _check_result(job: launch.Job, worker: launch.Worker) -> None:
-    """That what a worker left can be a result, which whoever reads its facts relies on.
-
-    Raises:
-        UnfitError: it cannot.
-    """
-    out = worker.folder / "out"
-    try:
-        check_result(out)
-        read_checked_facts(out / FACTS)
-    except UnfitError as error:
-        raise launch.named(error, job.name) from None
-    except (OSError, ValueError) as error:
-        said = error.strerror if isinstance(error, OSError) else error
-        raise UnfitError(
-            f"{job.name}: its {FACTS} cannot be read: {words(said, 200)}",
-            fix="the worker writes the facts that run() returns: the step must leave the file alone",
-            details=worker.log_tail(),
-        ) from None

@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 
 from compiler.backends import null
 from compiler.errors import StepError
+from compiler.stage import PREVIOUS, Stage
 
 Facts = dict[str, Any]
 BRIEF_S = 4.0
@@ -29,15 +30,16 @@ SLEEPER = "import time; time.sleep(600)"
 
 
 @dataclasses.dataclass(kw_only=True)
-class Misbehave(null.Convert):
-    """Converts as the null backend does, and misbehaves before that or after it."""
+class Misbehave(Stage):
+    """Leaves a result without a model, and misbehaves."""
+
+    inputs: ClassVar[Mapping[str, str]] = {"model": PREVIOUS, "samples": "samples"}
 
     how: str = ""
 
     def run(self, inputs: Mapping[str, Path], out: Path) -> Facts:
-        facts = super().run(inputs, out)
-        found = CASES[self.how](inputs, out)
-        return facts if found is None else found
+        found: Facts | None = CASES[self.how](inputs, out)
+        return {} if found is None else found
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -45,6 +47,28 @@ class MisbehaveBriefly(Misbehave):
     """One that never ends by itself."""
 
     time_limit_s: ClassVar[float] = BRIEF_S
+
+
+@dataclasses.dataclass(kw_only=True)
+class Refuse(Stage):
+    """Ends the chain of a candidate whose steps are whole, and which nobody needs to measure."""
+
+    inputs: ClassVar[Mapping[str, str]] = {"before": PREVIOUS}
+
+    def run(self, inputs: Mapping[str, Path], out: Path) -> Facts:
+        raise StepError("its chain ends here")
+
+
+@dataclasses.dataclass(kw_only=True)
+class MisbehaveAndConvert(null.Convert):
+    """Converts as the null backend does, and misbehaves after that."""
+
+    how: str = ""
+
+    def run(self, inputs: Mapping[str, Path], out: Path) -> Facts:
+        facts = super().run(inputs, out)
+        found: Facts | None = CASES[self.how](inputs, out)
+        return facts if found is None else found
 
 
 def _work(out: Path) -> Path:
@@ -89,7 +113,6 @@ def a_link_to_a_file(inputs: Mapping[str, Path], out: Path) -> None:
 
 
 def a_link_in_place_of_the_model(inputs: Mapping[str, Path], out: Path) -> None:
-    (out / "model.npz").unlink()
     (out / "model.npz").symlink_to(inputs["model"] / "model.npz")
 
 
@@ -652,6 +675,47 @@ def progress_a_hundred_thousand_deep(inputs: Mapping[str, Path], out: Path) -> N
 
 def progress_that_steers_the_terminal(inputs: Mapping[str, Path], out: Path) -> None:
     _progress(out, json.dumps({"done": 1, "total": 2, "what": ESCAPES + "\udcff"}).encode())
+
+
+# -- models --------------------------------------------------------------------------------------------------------
+
+
+def no_model(inputs: Mapping[str, Path], out: Path) -> None:
+    """Nothing is left at all."""
+
+
+def _model(inputs: Mapping[str, Path], out: Path, signature: bytes) -> None:
+    shutil.copyfile(inputs["model"] / "model.npz", out / "model.npz")
+    (out / "signature.json").write_bytes(signature)
+
+
+def a_model_without_a_signature(inputs: Mapping[str, Path], out: Path) -> None:
+    shutil.copyfile(inputs["model"] / "model.npz", out / "model.npz")
+
+
+def a_signature_that_is_a_list(inputs: Mapping[str, Path], out: Path) -> None:
+    _model(inputs, out, b"[]")
+
+
+def a_signature_of_huge_tensors(inputs: Mapping[str, Path], out: Path) -> None:
+    signature = json.loads((inputs["model"] / "signature.json").read_text())
+    signature["inputs"][0]["shape"] = [1, 1 << 40, 1 << 40]
+    _model(inputs, out, json.dumps(signature).encode())
+
+
+def a_signature_without_a_claim(inputs: Mapping[str, Path], out: Path) -> None:
+    signature = json.loads((inputs["model"] / "signature.json").read_text())
+    del signature["claim"]
+    _model(inputs, out, json.dumps(signature).encode())
+
+
+def a_signature_a_hundred_thousand_deep(inputs: Mapping[str, Path], out: Path) -> None:
+    _model(inputs, out, _deep(100_000))
+
+
+def weights_of_an_odd_name(inputs: Mapping[str, Path], out: Path) -> None:
+    _model(inputs, out, (inputs["model"] / "signature.json").read_bytes())
+    (out / "model.weights of größe").write_text("x")
 
 
 # -- harmless ------------------------------------------------------------------------------------------------------
