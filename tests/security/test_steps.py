@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import io
+import os
 import re
 import shutil
+import subprocess
+import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Done, First, Project
+from conftest import Done, First, Project, command, environment
 from processes import processes
+
+from compiler.canonical import file_digest
+from compiler.disk import remove_tree
+from compiler.live_progress import LiveWatcher
+from compiler.store import TooSlow, UnfitError, incoming
+from compiler.words import words
 
 HERE = Path(__file__).parent
 SECONDS = 180
@@ -176,9 +188,12 @@ def _project(folder: Path, first: First, cases: dict[str, str]) -> Project:
 
 
 @pytest.fixture(scope="session")
-def builds(first: First, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Built]:
-    """The builds so far, one a group; `_built` adds to them."""
-    return {}
+def builds() -> Iterator[dict[str, Built]]:
+    """The builds so far, one a group; `built_group` adds to them. What they left is more than pytest can remove."""
+    found: dict[str, Built] = {}
+    yield found
+    for built in found.values():
+        remove_tree(built.project.artifacts)
 
 
 @pytest.fixture
@@ -228,8 +243,8 @@ def _daemons(project: Project) -> list[str]:
 @pytest.mark.parametrize(("built_group", "how"), FAILING, indirect=["built_group"], ids=[how for _, how in FAILING])
 def test_candidate_fails_in_words(built_group: Built, how: str) -> None:
     row = built_group.rows[how]
-    words = next(GROUPS[group][how] for group, name in FAILING if name == how)
-    assert row["status"] == "failed" and words in row["reason"], row["reason"]
+    said = next(GROUPS[group][how] for group, name in FAILING if name == how)
+    assert row["status"] == "failed" and said in row["reason"], row["reason"]
     assert row["reason"].startswith(f"{how}.misbehave") and len(row["reason"]) < 1000
 
 
@@ -247,3 +262,148 @@ def test_harmless_candidate_is_whole(built_group: Built, how: str) -> None:
 
 def _status(built_group: Built, step: str) -> str:
     return next(row["status"] for row in built_group.done.manifest["steps"] if row["name"] == step)
+
+
+# -- what every candidate needs ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("step", "how", "said"),
+    [
+        ("samples", "an_answer_that_is_a_fifo", "error: samples: its answer cannot be read: it is not a regular file"),
+        ("samples", "folders_four_thousand_deep", "error: samples: the result has more than 64 folders in each other"),
+        ("export", "no_signature", "error: export: its signature.json is none: No such file or directory"),
+        ("export", "an_input_less", "error: export changed its input, the result of samples"),
+    ],
+)
+def test_step_that_all_candidates_need_ends_the_build_in_words(
+    step: str, how: str, said: str, project: Project
+) -> None:
+    stage = f"steps.{step}.stage=misbehaving.backend.{step}"
+    done = project.build(stage, f"+steps.{step}.how={how}", cwd=HERE)
+    assert done.code == 5 and done.last_lines()[1] == said, done.err
+    assert done.last_lines()[0].startswith("try: ") and not processes(project)
+    assert not CONTROL.search(done.out + done.err)
+    remove_tree(project.artifacts)
+
+
+@pytest.mark.parametrize("built_group", GROUPS, indirect=True)
+def test_what_failures_left_can_be_looked_after(built_group: Built, tmp_path: Path) -> None:
+    artifacts = tmp_path / "artifacts"
+    built_group.project.artifacts.rename(artifacts)  # links and devices cannot be copied
+    try:
+        for verb in ("ls", "fsck", "gc"):
+            done = command("store", verb, f"artifacts_dir={artifacts}")
+            assert done.code == 0, (verb, done.err)
+            assert not CONTROL.search(done.out + done.err)
+        assert list((artifacts / ".store/failures").iterdir()) == []
+    finally:
+        artifacts.rename(built_group.project.artifacts)
+
+
+# -- parts ---------------------------------------------------------------------------------------------------------
+
+
+def test_result_of_too_many_files_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(incoming, "MOST_ENTRIES", 3)
+    for number in range(3):
+        (tmp_path / str(number)).write_text("x")
+    assert incoming.check_result(tmp_path) == {"0": 1, "1": 1, "2": 1}
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UnfitError, match="more than 3 files and folders"):
+        incoming.check_result(tmp_path)
+
+
+def test_result_that_cannot_be_read_in_time_is_given_up(tmp_path: Path) -> None:
+    (tmp_path / "large").touch()
+    os.truncate(tmp_path / "large", 64 << 30)
+    sizes = {"large": 64 << 30}
+    began = time.monotonic()
+    with pytest.raises(TooSlow):
+        incoming.read_entries(tmp_path, sizes, time.monotonic() + 0.2)
+    assert time.monotonic() - began < 5
+    os.truncate(tmp_path / "large", 5)
+    (entry,) = incoming.read_entries(tmp_path, {"large": 5}, time.monotonic() + 60)
+    assert entry.sha256 == file_digest(tmp_path / "large")
+
+
+def test_folders_deeper_than_a_path_can_say_are_removed(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    handle = os.open(base, os.O_RDONLY)
+    for number in range(3000):
+        os.mkdir("folder", dir_fd=handle)
+        if number % 500 == 0:
+            os.symlink("/", "link", dir_fd=handle)
+            os.mkfifo("fifo", dir_fd=handle)
+        inner = os.open("folder", os.O_RDONLY, dir_fd=handle)
+        os.close(handle)
+        handle = inner
+    os.close(handle)
+    remove_tree(base)
+    assert list(tmp_path.iterdir()) == []
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link").symlink_to("/")
+    for name in ("fifo", "link", "nothing"):
+        remove_tree(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.getuid() != 0 or shutil.which("setpriv") is None, reason="needs another user to become")
+def test_folders_without_permissions_are_read_and_removed_by_their_owner(tmp_path: Path) -> None:
+    """Permissions mean nothing to root."""
+    script = (
+        "import os, sys\nfrom pathlib import Path\nfrom compiler.disk import remove_tree\n"
+        "from compiler.store.incoming import check_result\n"
+        "base = Path(sys.argv[1])\n(base / 'a/b').mkdir(parents=True)\n(base / 'a/b/c').write_text('x')\n"
+        "for name in ('a/b/c', 'a/b', 'a', ''):\n    (base / name).chmod(0)\n"
+        "if sys.argv[2] == 'read':\n    assert check_result(base) == {'a/b/c': 1}\n"
+        "remove_tree(base)\nassert not base.exists()\n"
+    )
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        Path(folder).chmod(0o777)
+        for what in ("read", "remove"):
+            line = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", sys.executable, "-c", script]
+            done = subprocess.run(
+                [*line, f"{folder}/base", what], capture_output=True, text=True, env=environment(), check=False
+            )
+            if "Permission denied" in done.stderr and "python" in done.stderr.splitlines()[-1]:
+                pytest.skip("the other user may not run this Python")
+            assert done.returncode == 0, done.stderr
+
+
+def test_progress_on_a_terminal_shows_words_as_they_are() -> None:
+    from rich.console import Console
+
+    stream = io.StringIO()
+    with LiveWatcher(Console(file=stream, force_terminal=True, width=100)) as watcher:
+        watcher.planned(1)
+        watcher.started("a", "[/nothing]")
+        watcher.progressed("a", 1, 2, "[/b] [red]")
+        time.sleep(0.6)
+        watcher.ended("a", "executed", 1.0)
+    assert "[/b] [red]" in stream.getvalue() or "[/nothing]" in stream.getvalue()
+
+
+WORDS_OF = {"\x1b[31m": "?[31m", "a\nb\tc": "a b c", "x" * 700: "x" * 600 + "...", 5: "5", "\udcff": "?", "": ""}
+
+
+@pytest.mark.parametrize("text", WORDS_OF)
+def test_words_are_one_printable_line(text: object) -> None:
+    assert words(text) == WORDS_OF[text]  # type: ignore[index]
+
+
+def test_strays_are_ended_and_workers_are_not(tmp_path: Path) -> None:
+    """In a process of its own: one that adopts orphans ends every child that it does not know."""
+    script = (
+        "import subprocess, sys\nfrom compiler import supervision\nsupervision.adopt_orphans()\n"
+        "sleep = ['sleep', '600']\n"
+        "stray = subprocess.Popen(sleep, start_new_session=True)\n"
+        "worker = subprocess.Popen(sleep, start_new_session=True)\n"
+        "own = subprocess.Popen(sleep)\n"
+        "with supervision.known(worker.pid):\n    supervision.end_strays()\n"
+        "print(own.poll(), worker.poll(), stray.poll() is None)\n"
+        "[process.kill() for process in (own, worker)]\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment(), check=True)
+    assert done.stdout == "None None False\n"

@@ -60,6 +60,30 @@ class Refuse(Stage):
 
 
 @dataclasses.dataclass(kw_only=True)
+class Samples(null.Samples):
+    """The null backend's samples, and misbehaves after that."""
+
+    how: str = ""
+
+    def run(self, inputs: Mapping[str, Path], out: Path) -> Facts:
+        facts = super().run(inputs, out)
+        found: Facts | None = CASES[self.how](inputs, out)
+        return facts if found is None else found
+
+
+@dataclasses.dataclass(kw_only=True)
+class Export(null.Export):
+    """The null backend's export, and misbehaves after that."""
+
+    how: str = ""
+
+    def run(self, inputs: Mapping[str, Path], out: Path) -> Facts:
+        facts = super().run(inputs, out)
+        found: Facts | None = CASES[self.how](inputs, out)
+        return facts if found is None else found
+
+
+@dataclasses.dataclass(kw_only=True)
 class MisbehaveAndConvert(null.Convert):
     """Converts as the null backend does, and misbehaves after that."""
 
@@ -716,6 +740,19 @@ def a_signature_a_hundred_thousand_deep(inputs: Mapping[str, Path], out: Path) -
 def weights_of_an_odd_name(inputs: Mapping[str, Path], out: Path) -> None:
     _model(inputs, out, (inputs["model"] / "signature.json").read_bytes())
     (out / "model.weights of größe").write_text("x")
+
+
+def no_signature(inputs: Mapping[str, Path], out: Path) -> None:
+    (out / "signature.json").unlink()
+
+
+def no_facts_at_all(inputs: Mapping[str, Path], out: Path) -> Facts:
+    return {}
+
+
+def junk_in_every_file(inputs: Mapping[str, Path], out: Path) -> None:
+    for path in out.iterdir():
+        path.write_bytes(b"\x93NUMPY{[junk")
 
 
 # -- harmless ------------------------------------------------------------------------------------------------------
