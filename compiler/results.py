@@ -10,7 +10,6 @@ from compiler.answers import read_checked_facts
 from compiler.conversion import SIGNATURE
 from compiler.foreign_json import read_json
 from compiler.names import check_names
-from compiler.runtime import claims
 from compiler.stage import FACTS
 from compiler.stages._measurement import artifact_files
 from compiler.store import UnfitError, check_result
@@ -46,6 +45,8 @@ def _check_facts(out: Path) -> None:
 
 def _check_model(out: Path, model: str) -> None:
     """That the model is there, under names that artifacts may have, and that its signature says how to run it."""
+    from compiler.runtime import claims
+
     names = [path.name for path in artifact_files(out, model)]
     if model not in names:
         raise UnfitError(f"the step made no {model}", fix="write it, or correct the candidate's artifact")
