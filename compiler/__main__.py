@@ -11,6 +11,7 @@ import sys
 import traceback
 
 from compiler.errors import CompilerError, InterruptedBuild, MissingToolError, StepError, unknown_name
+from compiler.supervision import adopt_orphans
 
 VERBS = {
     "build": "the artifact for a target and a model (meant when no verb is given)",
@@ -50,6 +51,7 @@ def main() -> int:
     _fill_closed_streams()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
+    adopt_orphans()
     arguments = sys.argv[1:]
     try:
         code = _dispatch(arguments)

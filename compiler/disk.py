@@ -8,6 +8,7 @@ import errno
 import fcntl
 import logging
 import os
+import secrets
 import shutil
 import tempfile
 import time
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from compiler.errors import CompilerError, ConfigError, StepError
+from compiler.errors import CompilerError, ConfigError, DiskFullError, StepError
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 FICLONE = 0x40049409
@@ -60,7 +61,7 @@ def explained(error: OSError, root: Path, hint: str = "") -> CompilerError:
     if hint:
         return _explained_elsewhere(error, root, hint)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StepError(
+        return DiskFullError(
             f"no space left where {root} lies",
             fix="free some space (python -m compiler store gc) or set artifacts_dir to another disk, then run again: "
             "finished steps are kept",
@@ -81,7 +82,7 @@ def explained(error: OSError, root: Path, hint: str = "") -> CompilerError:
 
 def _explained_elsewhere(error: OSError, root: Path, hint: str) -> CompilerError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StepError(f"no space left where {root} lies", fix=hint)
+        return DiskFullError(f"no space left where {root} lies", fix=hint)
     if error.errno in NAMED_WRONG:
         return ConfigError(
             f"cannot use {str(root)[:200]}: {error.strerror}", fix="choose a folder that you may read and write"
@@ -149,16 +150,37 @@ def remove_tree(path: Path) -> None:
     """Removes a folder, read-only files in it too, or a file or link; what is not there is fine."""
 
     def make_writable(function: Any, name: str, _info: Any) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, TypeError):  # `os.open` wants more than a name
             Path(name).parent.chmod(0o755)
             if not Path(name).is_symlink():  # what it points to is none of ours
                 Path(name).chmod(0o755)
             function(name)
 
-    if path.is_symlink() or path.is_file():
-        path.unlink()
-    elif path.exists():
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    with contextlib.suppress(RecursionError, OSError):
         shutil.rmtree(path, onerror=make_writable)
+    if path.exists():
+        _remove_deep(path)
+
+
+def _remove_deep(path: Path) -> None:
+    """Removes a folder whose folders lie deeper in each other than a path can say, or cannot be entered as they are."""
+    number, prefix = 0, f".{secrets.token_hex(8)}-"
+    path.chmod(0o700)
+    while folders := [Path(entry.path) for entry in os.scandir(path) if entry.is_dir(follow_symlinks=False)]:
+        for folder in folders:
+            folder.chmod(0o700)
+            for entry in sorted(folder.iterdir()):
+                if entry.is_symlink() or not entry.is_dir():
+                    entry.unlink()
+                    continue
+                entry.chmod(0o700)
+                entry.rename(path / f"{prefix}{number}")  # up: all that is left lies at most two folders deep
+                number += 1
+            folder.rmdir()
+    shutil.rmtree(path)
 
 
 def fsync(path: Path) -> None:

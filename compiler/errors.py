@@ -50,6 +50,10 @@ class StepError(CompilerError):
     exit_code = 5
 
 
+class DiskFullError(StepError):
+    """No space is left: it fails the whole build, since no other step would fare better."""
+
+
 class IntegrityError(CompilerError):
     """Something does not match its digest or signature, or the user's policy refuses it."""
 
@@ -64,7 +68,9 @@ class InterruptedBuild(CompilerError):
 
 def from_json(record: dict[str, object]) -> CompilerError:
     """Rebuilds an error that a worker reported; an unknown class becomes a StepError."""
-    classes = {c.__name__: c for c in (ConfigError, GateError, MissingToolError, StepError, IntegrityError)}
+    classes = {
+        c.__name__: c for c in (ConfigError, GateError, MissingToolError, StepError, DiskFullError, IntegrityError)
+    }
     cls = classes.get(str(record.get("error")), StepError)
     details = record.get("details")
     return cls(

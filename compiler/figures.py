@@ -12,7 +12,7 @@ from typing import Any
 
 from compiler.proportions import wilson
 from compiler.runtime.verify import check_selected
-from compiler.terminal import printable
+from compiler.words import printable
 
 MEGABYTE = 1e6
 PROPORTIONS = ("top1", "top5")

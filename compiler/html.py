@@ -11,7 +11,7 @@ from typing import Any
 from compiler import charts, sentences
 from compiler.errors import IntegrityError
 from compiler.runtime.names import DISTRIBUTIONS
-from compiler.terminal import printable
+from compiler.words import printable
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 MEANING = {

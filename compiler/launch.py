@@ -10,6 +10,7 @@ import shlex
 import shutil
 import signal
 import site
+import stat
 import subprocess
 import threading
 import time
@@ -18,21 +19,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from compiler import supervision
+from compiler.answers import PROGRESS, Answer, read_answer, read_progress
 from compiler.canonical import plain
 from compiler.disk import explained
-from compiler.errors import CompilerError, StepError, from_json
+from compiler.errors import CompilerError, StepError
 from compiler.keys.environment import DECIDING
 from compiler.keys.foreign import import_path
 from compiler.runtime.memory import private_mb
 from compiler.stage import CACHES
+from compiler.words import words
 
 POLL_S = 0.05
 QUIET_POLL_S = 0.5  # while a step measures, this process must not
 MEMORY_POLL_S, QUIET_MEMORY_POLL_S = 0.25, 2.0
 LOG_TAIL_LINES = 15
+TAIL_BYTES = 16 << 10
+LARGEST_LOG = 256 << 20
+"""What a step may print, in bytes: one that prints without end would fill the disk."""
 FULL_BYTES = 64 << 10
 """A disk with less left than this is why a step failed, whatever its library called it."""
-PROGRESS = "progress.json"
 
 
 @dataclass(frozen=True)
@@ -79,27 +85,30 @@ class Worker:
     ) -> None:
         """`caches`: where libraries may keep what makes them faster, and changes no result."""
         self.folder = folder
-        self._log = folder / "log.txt"
+        self._inode = folder.stat().st_ino
         self._watched = folder / PROGRESS
         self._next_look = 0.0
-        self.loaded: tuple[str, ...] = ()
-        """Once the job is done: top-level names of the installed modules that it had loaded."""
-        self.reads: dict[str, str] = {}
-        """Once the job is done: the files that own code read, with what they held."""
-        self.libraries: dict[str, str] = {}
-        """Once the job is done: source of libraries without metadata that it had loaded, with digests."""
-        with self._log.open("wb") as stream:
+        self.answer = Answer()
+        """Once the job is done: what it had loaded and read."""
+        self.deadline = float("inf")
+        """Until when the job's result must have been read, by `time.monotonic`."""
+        # held open, and appended to: the step may put anything in the place of the file, or cut it
+        self._log = (folder / "log.txt").open("a+b")
+        self._stack = contextlib.ExitStack()
+        self._stack.callback(self._log.close)
+        with supervision.starting:
             self._process = subprocess.Popen(
                 [interpreter, "-m", "compiler.worker", "--preload", ",".join(preload)],
                 stdin=subprocess.PIPE,
-                stdout=stream,
+                stdout=self._log,
                 stderr=subprocess.STDOUT,
                 env=environment(interpreter, threads, folder, variables)
                 | ({CACHES: str(caches)} if caches is not None else {}),
                 start_new_session=True,
             )
+            self._stack.enter_context(supervision.known(self._process.pid))
 
-    def run(self, job: Job, cancel: threading.Event, progress: Callable[[dict[str, Any]], None]) -> float:
+    def run(self, job: Job, cancel: threading.Event, progress: Callable[[int, int, str], None]) -> float:
         """Runs `job`; the result's files are then in `folder/out`. Returns the seconds it took.
 
         Raises:
@@ -119,6 +128,7 @@ class Worker:
         # mappings in the order of their keys: a step cannot depend on an order that its key does not cover
         request.write_text(json.dumps(record, indent=1, sort_keys=True))
         started = time.monotonic()
+        self.deadline = started + job.time_limit_s
         try:
             assert self._process.stdin is not None
             with contextlib.suppress(BrokenPipeError), self._process.stdin as stream:
@@ -126,24 +136,42 @@ class Worker:
             while self._process.poll() is None:
                 if cancel.is_set():
                     raise Cancelled
-                if time.monotonic() - started > job.time_limit_s:
-                    raise StepError(
-                        f"{job.name} ran past its time limit of {job.time_limit_s:g} s",
-                        fix="raise executor.time_limit_s, or look at the log for what it waits for",
-                        details=tail(self._log),
-                    )
+                if time.monotonic() > self.deadline:
+                    raise past_time_limit(job, self.log_tail())
                 self._check_memory(job)
-                with contextlib.suppress(OSError, ValueError):
-                    progress(json.loads(self._watched.read_text()))
+                self._check_log(job)
+                if (said := read_progress(self._watched)) is not None:
+                    progress(*said)
                 time.sleep(QUIET_POLL_S if job.measures else POLL_S)
         finally:
-            self.end()
+            self._end_processes()
         seconds = time.monotonic() - started
-        answer = _judge(job, self.folder, self._process.returncode, tail(self._log))
-        self.loaded = tuple(map(str, answer.get("loaded", ())))
-        self.reads = {str(path): str(value) for path, value in dict(answer.get("reads", {})).items()}
-        self.libraries = {str(path): str(value) for path, value in dict(answer.get("libraries", {})).items()}
+        self._check_folder(job)
+        self.answer = _judge(job, self.folder, self._process.returncode, self.log_tail())
         return seconds
+
+    def _check_folder(self, job: Job) -> None:
+        """That the worker's folder is still its own, and can be read: what ran may have done anything to it."""
+        try:
+            found = self.folder.lstat()
+        except OSError:
+            found = None
+        if found is None or found.st_ino != self._inode or not stat.S_ISDIR(found.st_mode):
+            raise StepError(
+                f"{job.name} removed its working folder, or put something else in its place",
+                fix="a step writes into the folder of its result, and removes nothing above it",
+                details=self.log_tail(),
+            )
+        self.folder.chmod(0o700)
+
+    def _check_log(self, job: Job) -> None:
+        size = os.fstat(self._log.fileno()).st_size
+        if size > LARGEST_LOG:
+            raise StepError(
+                f"{job.name} wrote more than {LARGEST_LOG >> 20} MB to its log",
+                fix="let the step print less; the end of its log is above",
+                details=self.log_tail(),
+            )
 
     def _check_memory(self, job: Job) -> None:
         if time.monotonic() < self._next_look:
@@ -154,32 +182,56 @@ class Worker:
             raise StepError(
                 f"{job.name} used {used:.0f} MB, more than its memory limit of {job.memory_limit_mb:.0f} MB",
                 fix="raise executor.memory_limit_mb if the machine has more, or build a smaller model",
-                details=tail(self._log),
+                details=self.log_tail(),
             )
 
+    def log_tail(self) -> list[str]:
+        """The last lines that the step printed, as they can be shown."""
+        return [] if self._log.closed else tail(self._log.fileno())
+
     def end(self) -> None:
-        """Kills what is left of the process group and reaps the worker."""
+        """Ends the worker and all that it started; what it printed cannot be asked for any more."""
+        self._end_processes()
+        self._stack.close()
+
+    def _end_processes(self) -> None:
+        """Kills all below the worker, what is left of its process group, and reaps it."""
+        if self._process.poll() is None:
+            supervision.end_below(self._process.pid)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        supervision.end_strays()
         if self._process.stdin is not None:
             with contextlib.suppress(OSError):
                 self._process.stdin.close()
 
 
-def _judge(job: Job, folder: Path, code: int, log_tail: list[str]) -> dict[str, Any]:
+def past_time_limit(job: Job, details: list[str]) -> StepError:
+    """The error of a step that takes too long."""
+    return StepError(
+        f"{job.name} ran past its time limit of {job.time_limit_s:g} s",
+        fix="raise executor.time_limit_s, or look at the log for what it waits for",
+        details=details,
+    )
+
+
+def _judge(job: Job, folder: Path, code: int, log_tail: list[str]) -> Answer:
     """The worker's answer, or the error that it means."""
+    answer, unread = None, ""
     try:
-        answer: dict[str, Any] | None = json.loads((folder / "answer.json").read_text())
-    except (OSError, ValueError):
-        answer = None
+        answer = read_answer(folder)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        unread = words(error.strerror if isinstance(error, OSError) else error, 200)
     full = shutil.disk_usage(folder).free < FULL_BYTES  # then not even success is believed: libraries overlook it
-    if answer and answer.get("ok") and code == 0 and not full:
+    if answer is not None and answer.error is None and code == 0 and not full:
         return answer
-    if full or (answer and answer.get("errno") in (errno.ENOSPC, errno.EDQUOT)):
+    if full or (answer is not None and answer.errno in (errno.ENOSPC, errno.EDQUOT)):
         raise explained(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), folder)
-    if answer and not answer.get("ok"):
-        raise _named(from_json(answer), job.name)
+    if answer is not None and answer.error is not None:
+        raise named(answer.error, job.name)
     if code < 0:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
         hint = "the system ends the largest process when memory runs out: see the kernel log, or build a smaller model"
@@ -188,10 +240,16 @@ def _judge(job: Job, folder: Path, code: int, log_tail: list[str]) -> dict[str, 
             fix=hint if name == "SIGKILL" else job.after_crash,
             details=log_tail,
         )
+    if unread and code == 0:
+        raise StepError(
+            f"{job.name}: its answer cannot be read: {unread}",
+            fix="the worker writes its answer itself: the step must leave it alone",
+            details=log_tail,
+        )
     raise StepError(f"{job.name} ended with exit code {code} and no answer", fix="see the log", details=log_tail)
 
 
-def _named(error: CompilerError, name: str) -> CompilerError:
+def named(error: CompilerError, name: str) -> CompilerError:
     """The worker does not know what its step is called in this build."""
     return type(error)(f"{name}: {error.what}", fix=error.fix, details=error.details)
 
@@ -240,12 +298,10 @@ def settings() -> dict[str, str]:
     }
 
 
-def tail(log: Path) -> list[str]:
-    """The last lines of a log, without terminal control codes."""
+def tail(log: int) -> list[str]:
+    """The last lines of an open log, without terminal control codes."""
     try:
-        with log.open("rb") as stream:
-            stream.seek(max(0, log.stat().st_size - 16384))
-            text = stream.read().decode(errors="replace")
+        text = os.pread(log, TAIL_BYTES, max(0, os.fstat(log).st_size - TAIL_BYTES)).decode(errors="replace")
     except OSError:
         return []
     lines = [line.rstrip() for line in text.replace("\r", "\n").splitlines() if line.strip()]

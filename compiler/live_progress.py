@@ -15,8 +15,8 @@ class LiveWatcher:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._progress = Progress(
-            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=20),
-            TextColumn("{task.fields[what]}"), TimeElapsedColumn(), console=console, transient=True,
+            SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(bar_width=20),
+            TextColumn("{task.fields[what]}", markup=False), TimeElapsedColumn(), console=console, transient=True,
             refresh_per_second=REFRESH_PER_SECOND,
         )  # fmt: skip
         self._tasks: dict[str, TaskID] = {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-import subprocess
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,12 +18,14 @@ from compiler.keys.tools import tool_version
 from compiler.names import check_names
 from compiler.outcome import Outcome
 from compiler.plan import CandidatePlan, Plan, evaluation_name
+from compiler.runtime.inquiry import NoAnswerError, inquire
 from compiler.runtime.verify import DEFERRED, MANIFEST, SIDECARS, files_digest
 from compiler.verdicts import evaluation, verdicts_of
 
 SCHEMA_VERSION = 1
 HOST = "build-host"
 FINISHED_ON = "finishing-host"
+GIT_LIMIT_S = 10.0
 LATENCY_KEYS = (
     "p50",
     "p90",
@@ -267,13 +268,11 @@ def _git() -> tuple[str | None, bool | None]:
 
     def ask(*arguments: str) -> str | None:
         try:
-            done = subprocess.run(
-                ["git", "--no-optional-locks", "-C", str(folder), *arguments],  # killed, it leaves none behind
-                capture_output=True, text=True, timeout=10, check=False,
-            )  # fmt: skip
-        except (OSError, subprocess.SubprocessError):
+            # without optional locks: killed, it leaves none behind
+            code, out, _ = inquire(["git", "--no-optional-locks", "-C", str(folder), *arguments], GIT_LIMIT_S)
+        except (OSError, NoAnswerError):
             return None
-        return done.stdout.strip() if done.returncode == 0 else None
+        return out.strip() if code == 0 else None
 
     commit, changes = ask("rev-parse", "HEAD"), ask("status", "--porcelain")
     return commit or None, None if changes is None else bool(changes)

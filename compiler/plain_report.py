@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from compiler import sentences
-from compiler.terminal import printable
+from compiler.words import printable
 
 
 def lines(manifest: dict[str, Any], folder: Path) -> list[str]:

@@ -25,7 +25,7 @@ from compiler.runtime.trust import Policy, check
 from compiler.runtime.verify import DEFERRED, MANIFEST, PROVENANCE, SIGNATURE, read_manifest
 from compiler.runtime.verify import VERSION as VERSION_NAME
 from compiler.signing import sign
-from compiler.terminal import printable
+from compiler.words import printable
 
 ABOUT = (PROVENANCE, SIGNATURE, REPORT)
 """Layers that are said about the artifact, and made when it is published."""

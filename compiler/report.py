@@ -12,7 +12,7 @@ from rich.text import Text
 from compiler import sentences, terminal
 from compiler.figures import MEGABYTE
 from compiler.sentences import NONE, by_speed, latency_cells
-from compiler.terminal import printable
+from compiler.words import printable
 
 STYLE = {
     "selected": "bold green",

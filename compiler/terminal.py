@@ -1,9 +1,9 @@
-"""What all tables share: where they are printed, and that data from files does not steer the terminal."""
+"""What all tables share: where they are printed, and the libraries that they need."""
 
 from __future__ import annotations
 
 import importlib.util
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from compiler.errors import MissingToolError
 
@@ -52,12 +52,3 @@ def need_pages() -> None:
             "the report needs the Python package 'jinja2', which is not installed",
             fix="pip install 'target-model-compiler[build]', or leave --report out",
         )
-
-
-def printable(value: Any) -> Any:
-    """A copy without control characters, in keys too: manifests and operators' names come from files."""
-    if isinstance(value, dict):
-        return {printable(name): printable(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [printable(item) for item in value]
-    return "".join(c if c.isprintable() else "?" for c in value) if isinstance(value, str) else value

@@ -4,34 +4,53 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-from compiler import launch
+from compiler import launch, results
 from compiler.canonical import plain
 from compiler.disk import explain_os_errors
-from compiler.errors import CompilerError, ConfigError, StepError
+from compiler.errors import CompilerError, ConfigError, DiskFullError, StepError
 from compiler.identity import KeyMaker, explain, is_path_field, key_of, resolve_path
 from compiler.lookup import reference
 from compiler.outcome import Outcome, StepRecord, Watcher
 from compiler.plan import Plan, Step
 from compiler.runtime.control_group import usable_cores
 from compiler.runtime.memory import total_mb
-from compiler.store import Origin, Result, Store, locks
+from compiler.store import Origin, Result, Store, TooSlow, locks
+from compiler.store.objects import look
 from compiler.turns import turn
 
 MAX_JOBS = 4
 MEMORY_SHARE = 0.95
+LEAST_READING_S = 10.0
+"""For reading a result there is what is left of the step's time limit, and at least this."""
 AT_ONCE = threading.Event()
 AT_ONCE.set()
 
 
 class _Damaged(Exception):
-    """The result of this step did not verify and was set aside."""
+    """The results of `sources`, which a step needs, did not verify and were set aside: it is run again.
+
+    `alone`: then with no other beside it, which tells whether it is the step itself that changes them.
+    """
+
+    def __init__(self, sources: list[str], alone: bool = False) -> None:
+        super().__init__(*sources)
+        self.sources = sources
+        self.alone = alone
+
+
+class _SpoilerError(StepError):
+    """A step changed the results of `sources`, its inputs, which lie in the store."""
+
+    sources: tuple[str, ...] = ()
 
 
 class Walker:
@@ -44,7 +63,8 @@ class Walker:
         self._keys = keys
         self._watcher = watcher
         self._cancel = threading.Event()
-        self._intact: set[str] = set()
+        self._intact: dict[str, list[list[Any]]] = {}
+        self._alone: set[str] = set()
         self.outcome = Outcome()
         """All that was found out so far."""
         self._ahead: dict[str, tuple[launch.Worker, contextlib.ExitStack]] = {}
@@ -75,12 +95,24 @@ class Walker:
                     try:
                         outcome.results[name] = future.result()
                     except _Damaged as damaged:
-                        source = str(damaged)
-                        outcome.results.pop(source, None)
-                        outcome.records.pop(source, None)
-                        pending[:0] = [source, name]
+                        if damaged.alone:
+                            self._alone.add(name)
+                        self._make_again(damaged.sources, pending)
+                        pending.insert(0, name)
                     except CompilerError as error:
                         self._failed(name, error)
+                        if isinstance(error, _SpoilerError):
+                            self._make_again(error.sources, pending)
+
+    def _make_again(self, sources: Iterable[str], pending: list[str]) -> None:
+        for source in sources:
+            self.outcome.results.pop(source, None)
+            self.outcome.records.pop(source, None)
+            if source not in pending:
+                pending.insert(0, source)
+
+    def _runs_alone(self, name: str) -> bool:
+        return self.plan.steps[name].stage.measures or name in self._alone
 
     @contextlib.contextmanager
     def _pool(self) -> Iterator[ThreadPoolExecutor]:
@@ -108,7 +140,7 @@ class Walker:
             sources = {role: source for role, source in step.inputs.items() if role not in lost}
             if any(source not in outcome.results for source in sources.values()):
                 continue
-            measuring = any(self.plan.steps[n].stage.measures for n in running.values())
+            busy_alone = any(map(self._runs_alone, running.values()))
             document = self._keys.document(step, {role: outcome.results[s].digest for role, s in sources.items()})
             whole, known, _ = self._keys.find(self._store, document, self._store.take)
             if known is not None:
@@ -118,18 +150,19 @@ class Walker:
                 self._record(step, known, "reused", "same key")
                 self._watcher.ended(name, "reused", 0.0)
                 self._store_last(step, whole)
-            elif len(running) < self._jobs and not measuring and not (step.stage.measures and running):
+            elif len(running) < self._jobs and not busy_alone and not (self._runs_alone(name) and running):
                 pending.remove(name)
                 if step.stage.measures:
                     for waiting in list(self._ahead):
                         self._dismiss(waiting)
-                future = pool.submit(self._execute, step, document, {r: s for r, s in sources.items()})
+                given = {source: outcome.results[source] for source in sources.values()}
+                future = pool.submit(self._execute, step, document, dict(sources), given)
                 running[future] = name
 
     def _start_ahead(self, pending: list[str], running: dict[Future[Result], str]) -> None:
         """Lets a worker import its libraries in a free slot while the step's inputs are still being made."""
         busy = set(running.values())
-        if any(self.plan.steps[n].stage.measures for n in busy):
+        if any(map(self._runs_alone, busy)):
             return
         for name in pending:
             step = self.plan.steps[name]
@@ -163,7 +196,7 @@ class Walker:
         self.outcome.records[name] = StepRecord(name, step.stage_name, "", "failed", 0.0, (), error.what)
         self._watcher.ended(name, "failed", 0.0)
         own = {s for c in self.plan.candidates.values() if c.id != self.plan.config.baseline for s in c.steps}
-        if name not in own or not isinstance(error, StepError) or "no space left" in error.what:
+        if name not in own or not isinstance(error, StepError) or isinstance(error, DiskFullError):
             raise error
         self.outcome.failures[name] = error
         self._watcher.note(f"{error.what}; the candidates that need it are left out")
@@ -172,7 +205,10 @@ class Walker:
 
     # -- one step --------------------------------------------------------------------------------------------------
 
-    def _execute(self, step: Step, document: dict[str, Any], sources: dict[str, str]) -> Result:
+    def _execute(
+        self, step: Step, document: dict[str, Any], sources: dict[str, str], given: dict[str, Result]
+    ) -> Result:
+        """Makes one step's result. `given` are the results of `sources`, which others may take from the outcome."""
         key = key_of(document)
 
         def waiting(holder: str) -> None:
@@ -180,11 +216,13 @@ class Walker:
 
         try:
             with self._store.lock(key, waiting, self._cancel):
-                return self._execute_locked(step, document, sources, key)
+                return self._execute_locked(step, document, sources, given, key)
         except locks.Cancelled:
             raise StepError(f"{step.name} was ended with the build") from None
 
-    def _execute_locked(self, step: Step, document: dict[str, Any], sources: dict[str, str], key: str) -> Result:
+    def _execute_locked(
+        self, step: Step, document: dict[str, Any], sources: dict[str, str], given: dict[str, Result], key: str
+    ) -> Result:
         def waiting(what: str) -> None:
             self._watcher.note(f"{step.name}: {what}")
 
@@ -196,14 +234,9 @@ class Walker:
                 return known
             inputs = {}
             for role, source in sources.items():
-                result = self.outcome.results[source]
-                if result.digest not in self._intact and not self._store.verify_fully(result):
-                    self._watcher.note(
-                        f"the stored result of {source} does not match its digest: set aside, made again"
-                    )
-                    raise _Damaged(source)
-                self._intact.add(result.digest)
-                inputs[role] = result.path
+                if not self._is_intact(source, given[source]):
+                    raise _Damaged([source])
+                inputs[role] = given[source].path
             why = explain(whole, self._store.last(self._scope(), step.name), step.inputs)
             if self._store.state(key_of(whole)) == "damaged":
                 why = "result missing or corrupt"
@@ -222,14 +255,20 @@ class Walker:
                         caches=self._caches,
                     )  # fmt: skip
                     stack.callback(worker.end)
-                whole, result = self._run_worker(step, document, inputs, worker, key)
+                whole, result = self._run_worker(step, document, given, inputs, worker, key)
             self._record(step, result, "executed", why)
             self._store_last(step, whole)
             self._watcher.ended(step.name, "executed", result.seconds)
             return result
 
     def _run_worker(
-        self, step: Step, document: dict[str, Any], inputs: dict[str, Path], worker: launch.Worker, key: str
+        self,
+        step: Step,
+        document: dict[str, Any],
+        given: Mapping[str, Result],
+        inputs: dict[str, Path],
+        worker: launch.Worker,
+        key: str,
     ) -> tuple[dict[str, Any], Result]:
         roots, apart = self._keys.watched(step, document, self._store)
         job = launch.Job(
@@ -251,17 +290,17 @@ class Walker:
         )
         before = self._keys.stamps(step)
         try:
-            seconds = worker.run(
-                job, self._cancel, lambda p: self._watcher.progressed(step.name, p["done"], p["total"], p["what"])
-            )
+            seconds = worker.run(job, self._cancel, functools.partial(self._watcher.progressed, step.name))
+            if (spoiler := self._spoiler(step, given)) is not None:
+                raise spoiler
+            models = {c.spec.artifact for c in self.plan.candidates.values() if c.result == step.name}
+            results.check(job, worker, sorted(models))
         except launch.Cancelled:
             raise StepError(f"{step.name} was ended with the build") from None
         except CompilerError as error:
-            if isinstance(error, StepError):
-                kept = self._store.keep_failure(key, worker.folder)
-                error.details.append(f"reproduce: {launch.reproduce_command(job, kept)}")
-                error.details.append(f"log: {kept / 'log.txt'}")
-            raise
+            failure = self._spoiler(step, given) or error  # it may have failed for what another did to its input
+            self._keep_failure(failure, job, worker, key)
+            raise failure from error.__cause__
         digests = {role: document["inputs"][role] for role in inputs}
         self._keys.look_again()
         if self._keys.stamps(step) != before or key_of(self._keys.document(step, digests)) != key:
@@ -269,12 +308,57 @@ class Walker:
                 f"{step.name}: a file that the step reads was changed while it ran; its result was thrown away",
                 fix="run again once nothing writes to the inputs",
             )
-        origin = Origin(step.name, self._scope(), self._keys.loaded(step, worker.loaded, document))
-        whole = self._keys.with_reads(document, worker.reads, worker.libraries)
-        result = self._store.commit(key_of(whole), whole, worker.folder / "out", seconds, origin)
+        origin = Origin(step.name, self._scope(), self._keys.loaded(step, worker.answer.loaded, document))
+        whole = self._keys.with_reads(document, worker.answer.reads, worker.answer.libraries)
+        until = max(worker.deadline, time.monotonic() + LEAST_READING_S)
+        try:
+            result = self._store.commit(key_of(whole), whole, worker.folder / "out", seconds, origin, until)
+        except TooSlow:
+            slow = launch.past_time_limit(job, ["it ended, but its result could not be read within the limit"])
+            self._keep_failure(slow, job, worker, key)
+            raise slow from None
         if whole is not document:
             self._store.remember_reads(key, list(whole.get("reads", {})))
         return whole, result
+
+    def _keep_failure(self, error: CompilerError, job: launch.Job, worker: launch.Worker, key: str) -> None:
+        """Keeps what a failed step left, and says in the error where, and how to run it again."""
+        if isinstance(error, StepError):
+            kept = self._store.keep_failure(key, worker.folder)
+            error.details.append(f"reproduce: {launch.reproduce_command(job, kept)}")
+            error.details.append(f"log: {kept / 'log.txt'}")
+
+    def _is_intact(self, source: str, result: Result) -> bool:
+        """Whether a result that a step needs is as it was stored: every byte of it, where any file looks otherwise."""
+        try:
+            seen = look(result.path)
+        except (OSError, ValueError):
+            seen = None
+        if seen is not None and self._intact.get(result.digest) == seen:
+            return True
+        if seen is None or not self._store.verify_fully(result):
+            self._watcher.note(f"the stored result of {source} does not match its digest: set aside, made again")
+            return False
+        self._intact[result.digest] = seen
+        return True
+
+    def _spoiler(self, step: Step, given: Mapping[str, Result]) -> CompilerError | None:
+        """The error of a step that changed one of the results which it was given; None where all are what they were.
+
+        Raises:
+            _Damaged: one is not, and a step that ran at the same time may have changed it.
+        """
+        changed = [source for source in sorted(given) if not self._is_intact(source, given[source])]
+        if not changed:
+            return None
+        if not self._runs_alone(step.name):
+            raise _Damaged(changed, alone=True)
+        error = _SpoilerError(
+            f"{step.name} changed its input, the result of {', '.join(changed)}",
+            fix="a step reads its inputs, and writes into the folder of its own result alone",
+        )
+        error.sources = tuple(changed)
+        return error
 
     def _record(self, step: Step, result: Result, status: str, why: str) -> None:
         outputs = tuple(entry.sha256 for entry in result.entries)

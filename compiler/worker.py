@@ -10,14 +10,11 @@ the result's files into `out` beside the request and `answer.json` when it is do
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import hashlib
 import importlib
 import json
 import os
 import random
-import shutil
-import signal
 import sys
 import sysconfig
 import traceback
@@ -25,21 +22,27 @@ from pathlib import Path
 from typing import Any
 
 from compiler import lookup, reads, typed, user_code
+from compiler.answers import ANSWER, check_facts
+from compiler.disk import remove_tree
 from compiler.errors import CompilerError, ConfigError, StepError
 from compiler.installed import is_installed
 from compiler.stage import FACTS, write_json
+from compiler.supervision import die_with_parent, supervised
+from compiler.words import lines, words
 
 STARTED_WITH = frozenset(sys.modules)
-PR_SET_PDEATHSIG = 1
 STANDARD_LIBRARY = sysconfig.get_path("stdlib")
 
 
 def main(argv: list[str]) -> int:
     """Runs the request and returns 0, or the exit code of the error that it wrote into the answer."""
-    with contextlib.suppress(OSError, AttributeError):  # die with the parent, whatever ends it (Linux)
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     if os.environ.get("COMPILER_PARENT", str(os.getppid())) != str(os.getppid()):
         return 0  # it died before we could ask to die with it
+    return supervised(lambda: _work(argv))
+
+
+def _work(argv: list[str]) -> int:
     # OpenVINO's converter and NNCF would start a process that reports their use: without this module they do not
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
     if argv[0] == "--preload":
@@ -53,41 +56,52 @@ def main(argv: list[str]) -> int:
     folder = request_path.parent
     request = json.loads(request_path.read_text())
     out = folder / "out"
-    if out.exists():  # a kept failure is run again
-        shutil.rmtree(out)
+    remove_tree(out)  # a kept failure is run again
     out.mkdir()
     with contextlib.suppress(OSError):  # where memory runs out, the system should end this process and not the build
         Path("/proc/self/oom_score_adj").write_text("500")
     log = folder / "reads.jsonl"
-    log.unlink(missing_ok=True)
+    remove_tree(log)
+    answer, code = _answered(request, folder, out, log)
+    temporary = folder / "answer.tmp"
+    temporary.write_text(json.dumps(answer))
+    temporary.replace(folder / ANSWER)
+    return code
+
+
+def _answered(request: dict[str, Any], folder: Path, out: Path, log: Path) -> tuple[dict[str, Any], int]:
+    """Runs the step; returns what to answer, and the exit code."""
     try:
         if request.get("roots"):
             reads.prepare(request["roots"], [*request["apart"], str(folder), *request["inputs"].values()], log)
             reads.watch()
-        facts = _run(request, out)
+        facts = _checked(_run(request, out))
         write_json(out / FACTS, facts)
         libraries = _audit(request.get("modules"))
-        answer: dict[str, Any] = {"ok": True, "loaded": _loaded(), "reads": _read(log), "libraries": libraries}
-        code = 0
+        return {"ok": True, "loaded": _loaded(), "reads": _read(log), "libraries": libraries}, 0
     except CompilerError as error:
-        answer = {"ok": False, **error.to_json()}
-        code = error.exit_code
-    except Exception as error:
-        traceback.print_exc()
+        said = {"what": words(error.what), "fix": words(error.fix), "details": lines(error.details)}
+        return {"ok": False, **error.to_json(), **said}, error.exit_code
+    except BaseException as error:  # code of anybody's may raise what is no Exception, too
+        with contextlib.suppress(Exception):  # it may have closed the log
+            traceback.print_exc()
         what = "out of memory" if isinstance(error, MemoryError) else f"{type(error).__name__}: {_first_line(error)}"
         line = user_code.own_line(error)
         what += f" ({line})" if line else ""
-        answer = {
-            "ok": False,
-            **StepError(what, fix=_advice(error, line), details=traceback.format_exc().splitlines()[-12:]).to_json(),
-        }
-        if isinstance(error, OSError) and error.errno is not None:
+        details = lines(traceback.format_exc().splitlines()[-12:])
+        answer = {"ok": False, **StepError(words(what), fix=_advice(error, line), details=details).to_json()}
+        if isinstance(error, OSError) and isinstance(error.errno, int):
             answer["errno"] = error.errno
-        code = StepError.exit_code
-    temporary = folder / "answer.tmp"
-    temporary.write_text(json.dumps(answer))
-    temporary.replace(folder / "answer.json")
-    return code
+        return answer, StepError.exit_code
+
+
+def _checked(facts: object) -> dict[str, Any]:
+    try:
+        return check_facts(facts)
+    except ValueError as error:
+        raise StepError(
+            f"the stage's facts: {words(error)}", fix="return a small dict of JSON types with finite numbers from run()"
+        ) from None
 
 
 def _run(request: dict[str, Any], out: Path) -> dict[str, Any]:
@@ -192,12 +206,17 @@ def _advice(error: BaseException, line: str | None) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:400] if lines else "(no message)"
+    try:
+        text = str(error)
+    except Exception:  # whoever wrote the class is not us
+        return words(error)
+    found = next((line.strip() for line in text[: 1 << 20].splitlines() if line.strip()), "(no message)")
+    return words(found, 400)
 
 
 if __name__ == "__main__":
     status = main(sys.argv[1:])
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # a step may have closed them, or put something in their place
+            stream.flush()
     os._exit(status)  # native libraries' exit handlers may hang or crash; everything of ours is written

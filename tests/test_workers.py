@@ -63,8 +63,8 @@ def test_step_over_its_memory_limit_is_ended_with_all_that_it_started_and_named(
 
 
 def test_step_that_takes_too_long_is_ended_with_all_that_it_started_and_its_log_is_shown(unruly: Project) -> None:
-    done = _failed(unruly, "executor.time_limit_s=3", "executor.memory_limit_mb=300")  # within the other limit
-    assert "unruly.misbehave ran past its time limit of 3 s" in done.err
+    done = _failed(unruly, "executor.time_limit_s=5", "executor.memory_limit_mb=300")  # within the other limit
+    assert "unruly.misbehave ran past its time limit of 5 s" in done.err
     shown = [int(n) for n in re.findall(r"line (\d+) of the log", done.err.partition("every candidate")[0])]
     assert shown[-15:] == list(range(15, 30)), done.err  # its end, in order
     log = Path(re.findall(r"log: (.+)", done.err)[-1].strip())

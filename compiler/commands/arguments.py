@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compiler.errors import CompilerError, ConfigError, did_you_mean
-from compiler.terminal import printable
+from compiler.words import printable
 
 if TYPE_CHECKING:
     from compiler.runtime.policy import Policy

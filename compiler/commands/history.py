@@ -11,7 +11,7 @@ from compiler.errors import ConfigError
 from compiler.registries import connect
 from compiler.registries.reference import parse
 from compiler.runtime.fetch import versions
-from compiler.terminal import printable
+from compiler.words import printable
 
 COLUMNS = ("version", "created", "status", "selected", "size", "signed", "tags")
 

@@ -16,7 +16,8 @@ from compiler.errors import ConfigError
 from compiler.outputs import check_output_file, write_output
 from compiler.registries.reference import parse
 from compiler.runtime import fetch
-from compiler.terminal import need_pages, printable
+from compiler.terminal import need_pages
+from compiler.words import printable
 
 
 def run(arguments: list[str]) -> int:

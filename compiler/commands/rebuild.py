@@ -12,7 +12,7 @@ from compiler.errors import ConfigError, IntegrityError
 from compiler.runtime.located import local_folder
 from compiler.runtime.trust import check
 from compiler.runtime.verify import check_selected
-from compiler.terminal import printable
+from compiler.words import printable
 
 
 def run(arguments: list[str]) -> int:

@@ -17,6 +17,7 @@ from pathlib import Path
 from compiler.commands.arguments import parse_size, parser
 from compiler.errors import ConfigError, IntegrityError, unknown_name
 from compiler.store import Store, upkeep
+from compiler.words import printable
 
 KEY_CHARACTERS = 12
 ACTIONS = ("ls", "gc", "fsck")
@@ -64,7 +65,7 @@ def _ls(store: Store, artifacts: Path, given: argparse.Namespace) -> int:
     for row in rows:
         used = datetime.fromtimestamp(row.used, UTC).strftime("%Y-%m-%d %H:%M")
         cells = (row.key[:KEY_CHARACTERS], row.step, row.scope, _mb(row.size_bytes), used, str(row.kept_by))
-        table.add_row(*map(terminal.printable, cells))
+        table.add_row(*map(printable, cells))
     terminal.console().print(table)
     sizes = {row.object: row.size_bytes for row in rows}
     print(f"{len(rows)} results, {len(sizes)} different ones of {_mb(sum(sizes.values()))} MB, in {store.root}")

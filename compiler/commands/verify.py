@@ -16,7 +16,7 @@ from compiler.runtime.located import local_folder
 from compiler.runtime.policy import Policy
 from compiler.runtime.trust import check
 from compiler.runtime.verify import read_manifest
-from compiler.terminal import printable
+from compiler.words import printable
 
 
 def run(arguments: list[str]) -> int:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 from compiler.canonical import digest
 from compiler.errors import MissingToolError, StepError
+from compiler.foreign_json import parse_json
+from compiler.runtime.inquiry import NoAnswerError, inquire
+from compiler.words import words
+
+TIME_LIMIT_S = 60.0
+"""For a toolchain's interpreter to say what it has installed."""
 
 
 @functools.cache
@@ -23,18 +27,35 @@ def foreign_identities(python: str, distributions: tuple[str, ...]) -> tuple[dic
         MissingToolError: the interpreter cannot be run.
     """
     environment = {**os.environ, "PYTHONPATH": import_path(python)}
+    why = ""
     try:
-        done = subprocess.run(
-            [python, "-m", "compiler.keys.tools", *distributions],
-            capture_output=True, text=True, timeout=60, check=True, env=environment,
-        )  # fmt: skip
-        identities, runs_on = json.loads(done.stdout)
-    except (OSError, subprocess.SubprocessError, ValueError) as error:
-        raise MissingToolError(
-            f"the toolchain's interpreter {python} cannot be run: {error}",
-            fix="create the environment, or correct toolchains.NAME.python",
-        ) from None
-    return identities, str(runs_on)
+        command = [python, "-m", "compiler.keys.tools", *distributions]
+        code, out, err = inquire(command, TIME_LIMIT_S, environment)
+        if code == 0:
+            return _understood(out)
+        why = f"it ended with exit code {code}: {(err.strip().splitlines() or ['it says nothing'])[-1]}"
+    except OSError as error:
+        why = error.strerror or str(error)
+    except (NoAnswerError, ValueError) as error:
+        why = str(error)
+    raise MissingToolError(
+        f"the toolchain's interpreter {python} cannot be run: {words(why, 300)}",
+        fix="create the environment, or correct toolchains.NAME.python",
+    )
+
+
+def _understood(out: str) -> tuple[dict[str, str], str]:
+    """Identities and interpreter, as `compiler.keys.tools` prints them.
+
+    Raises:
+        ValueError: it printed something else.
+    """
+    found = parse_json(out)
+    if not (isinstance(found, list) and len(found) == 2 and isinstance(found[0], dict) and isinstance(found[1], str)):
+        raise ValueError("it says something else than which distributions it has")
+    if not all(isinstance(value, str) for value in found[0].values()):
+        raise ValueError("it names a distribution without its version")
+    return found[0], found[1]
 
 
 def import_path(interpreter: str) -> str:

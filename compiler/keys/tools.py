@@ -7,6 +7,7 @@ It runs under a toolchain's interpreter too, so it imports what needs the standa
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import json
@@ -17,9 +18,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from compiler.foreign_files import read_limited
 from compiler.installed import tops
 
 ABSENT = "absent"
+LARGEST_RECORD = 64 << 20
+"""Of a distribution's list of files, or of its metadata, in bytes."""
 LOCAL = re.compile(
     r"\.pyc$|(^|/)(INSTALLER|REQUESTED|RECORD|RECORD\.jws|direct_url\.json|uv_cache\.json|uv_build\.json)$"
 )
@@ -136,7 +140,7 @@ def _metadata(folder: Path) -> tuple[Path, Callable[[Path], Any]]:
 
 def _read_metadata(path: Path) -> list[Any]:
     """Version, and for each requirement its name, its extras and the extras under which it counts."""
-    text = path.read_text(encoding="utf-8", errors="replace").split("\n\n", 1)[0]
+    text = _text(path).split("\n\n", 1)[0]
     version = VERSION.search(text)
     requires = [
         [normal(name), sorted(filter(None, map(str.strip, extras.split(",")))), EXTRA.findall(marker)]
@@ -151,7 +155,15 @@ def _listing(folder: Path, compute: Callable[[Path], Any]) -> tuple[Path, Callab
 
 
 def _rows(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return _text(path).splitlines()
+
+
+def _text(path: Path) -> str:
+    """Raises OSError where it is no regular file, or larger than any installer writes."""
+    try:
+        return read_limited(path, LARGEST_RECORD).decode("utf-8", errors="replace")
+    except ValueError as error:
+        raise OSError(errno.EINVAL, str(error), str(path)) from None
 
 
 def _record_digest(path: Path) -> str:

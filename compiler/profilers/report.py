@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from compiler import terminal
+from compiler.words import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -140,7 +141,7 @@ def print_profile(profile: dict[str, Any], console: Console | None = None) -> No
     """The tables: the calls, operators by type and the longest operators, before and after, and the kernels."""
     from rich.table import Table
 
-    profile = terminal.printable(profile)
+    profile = printable(profile)
     console = console or terminal.console()
 
     def table(title: str, *columns: str) -> Table:

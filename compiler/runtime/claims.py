@@ -38,17 +38,31 @@ def check(manifest: Mapping[str, Any]) -> None:
         batch = _count(row["options"].get("batch"), "batch", MAX_BATCH)
         _count(row["options"].get("threads"), "threads", MOST_THREADS)
         _count(row["options"].get("streams"), "streams", MOST_THREADS)
-        tensors = [*manifest["signature"]["inputs"], *manifest["signature"]["outputs"]]
-        if not manifest["signature"]["inputs"] or not manifest["signature"]["outputs"]:
-            raise ValueError("a signature needs inputs and outputs")
-        for entry in tensors:
-            _check_tensor(entry, batch)
+        _check_tensors(manifest["signature"], batch)
         _check_preprocessing(manifest["preprocessing"])
-        labels = manifest["labels"]
-        if labels is not None and not (isinstance(labels, list) and all(isinstance(name, str) for name in labels)):
-            raise TypeError("labels are no texts")
+        _check_labels(manifest["labels"])
     except NO_MANIFEST as error:
         raise IntegrityError(f"the manifest is not one that builds write ({error!r})"[:300], fix=FIX) from None
+
+
+def check_signature(signature: Mapping[str, Any]) -> None:
+    """Checks what a build's step says of its model, which the manifest takes over: so that `check` takes it later.
+
+    Raises:
+        ValueError: with what is wrong.
+    """
+    try:
+        _check_tensors(signature, 1)
+        _check_preprocessing(signature["preprocessing"])
+        _check_labels(signature["labels"])
+        for name, kind in (("trained", bool), ("demo", bool), ("claim", str)):
+            if not isinstance(signature[name], kind):
+                raise TypeError(f"{name} is {signature[name]!r}"[:100])
+        _check_labels(signature.get("notes"))
+    except LookupError as error:
+        raise ValueError(f"{error} is missing"[:300]) from None
+    except NO_MANIFEST as error:
+        raise ValueError(str(error)[:300]) from None
 
 
 FIX = "do not use this artifact; build or fetch it again"
@@ -95,6 +109,18 @@ def _count(value: Any, what: str, most: int) -> int:
     if type(value) is not int or not 1 <= value <= most:
         raise ValueError(f"{what} is {value!r}"[:100])
     return value
+
+
+def _check_tensors(signature: Mapping[str, Any], batch: int) -> None:
+    if not signature["inputs"] or not signature["outputs"]:
+        raise ValueError("a signature needs inputs and outputs")
+    for entry in (*signature["inputs"], *signature["outputs"]):
+        _check_tensor(entry, batch)
+
+
+def _check_labels(labels: Any) -> None:
+    if labels is not None and not (isinstance(labels, list) and all(isinstance(name, str) for name in labels)):
+        raise TypeError("labels are no texts")
 
 
 def _check_tensor(entry: Mapping[str, Any], batch: int) -> None:

@@ -7,17 +7,18 @@ import functools
 import os
 import re
 import shutil
-import subprocess
 from importlib import metadata
 from typing import Any
 
 from compiler.errors import ConfigError
+from compiler.runtime.inquiry import NoAnswerError, inquire
 from compiler.runtime.names import ON_GPU, STANDS_FOR, distributions_of
 
 DECISIVE = ("gpu", "driver", "gpu_compute_capability", "gpu_memory_mb")
 """What of a GPU decides a latency: part of a host's fingerprint where there is one."""
 QUERY = ("name", "driver_version", "compute_cap", "memory.total")
 TIME_LIMIT_S = 20.0
+LONGEST_CELL, LONGEST_NUMBER = 200, 15
 ANY = "any"
 UNTOLD = re.compile(r"|\[.*\]")
 """What nvidia-smi says of a GPU that it cannot ask: nothing, or `[N/A]`, `[Unknown Error]` and their like."""
@@ -48,7 +49,7 @@ def describe() -> dict[str, Any]:
         "gpu": name,
         "driver": driver,
         "gpu_compute_capability": capability,
-        "gpu_memory_mb": int(float(memory)) if memory.replace(".", "", 1).isdigit() else 0,
+        "gpu_memory_mb": int(float(memory)) if _is_number(memory) else 0,
     }
 
 
@@ -78,20 +79,18 @@ def query(*fields: str, what: str = "gpu") -> list[list[str]]:
     if tool is None or not chosen or chosen.startswith("-"):  # CUDA then shows none, whatever follows in the list
         return []
     only = [f"--id={chosen}"] if chosen != ANY else []
+    command = [tool, *only, f"--query-{what}={','.join(fields)}", "--format=csv,noheader,nounits"]
     try:
-        done = subprocess.run(
-            [tool, *only, f"--query-{what}={','.join(fields)}", "--format=csv,noheader,nounits"],
-            capture_output=True, text=True, errors="replace", timeout=TIME_LIMIT_S, check=False,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return []
-    if done.returncode != 0:
-        return []
-    try:
-        rows = [[cell.strip() for cell in row] for row in csv.reader(done.stdout.splitlines())]
-    except csv.Error:
+        code, out, _ = inquire(command, TIME_LIMIT_S)
+        rows = [[_cell(cell) for cell in row] for row in csv.reader(out.splitlines())] if code == 0 else []
+    except (OSError, NoAnswerError, csv.Error):
         return []
     return [row for row in rows if len(row) == len(fields)]
+
+
+def _cell(text: str) -> str:
+    """A cell's text as it can be shown: what is on PATH under the tool's name may print anything."""
+    return "".join(c for c in text if c.isprintable()).strip()[:LONGEST_CELL]
 
 
 def throttling() -> tuple[str, ...]:
@@ -133,7 +132,7 @@ def process_mb(pid: int) -> float | None:
 
 
 def _is_number(text: str) -> bool:
-    return text.replace(".", "", 1).isdigit()
+    return len(text) <= LONGEST_NUMBER and re.fullmatch(r"[0-9]+(\.[0-9]*)?|\.[0-9]+", text) is not None
 
 
 def lacking(runtime: str, distributions: tuple[str, ...] = ()) -> list[tuple[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from compiler.runtime import control_group
@@ -23,18 +24,28 @@ def private_mb(pid: int) -> float:
 
     What is mapped from files is not counted, because the system can take it back.
     """
-    pages, queue = 0, [pid]
-    while queue:
-        process = queue.pop()
+    pages = 0
+    for process in descendants(pid):
         try:
             _, resident, shared, *_ = map(int, Path(f"/proc/{process}/statm").read_text().split())
-            threads = os.listdir(f"/proc/{process}/task")  # noqa: PTH208 - names are all that is needed
         except (OSError, ValueError):
             continue
         pages += resident - shared
+    return pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
+
+
+def descendants(pid: int) -> Iterator[int]:
+    """A process, and every one that it or one of these has started, as far as they still have a parent among them."""
+    queue = [pid]
+    while queue:
+        process = queue.pop()
+        yield process
+        try:
+            threads = os.listdir(f"/proc/{process}/task")  # noqa: PTH208 - names are all that is needed
+        except OSError:
+            continue
         for thread in threads:
             queue += map(int, _read(f"/proc/{process}/task/{thread}/children").split())
-    return pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
 
 
 def total_mb() -> float:

@@ -21,7 +21,7 @@ from typing import Any
 
 from compiler.errors import ConfigError, IntegrityError, MissingToolError
 from compiler.runtime.verify import MANIFEST, SIDECARS, SIGNATURE
-from compiler.terminal import printable
+from compiler.words import printable
 
 PYTHON = "MODEL_COMPILER_SIGNING_PYTHON"
 INSTALL = (

@@ -14,7 +14,7 @@ from compiler.canonical import digest, file_digest, list_files
 from compiler.errors import ConfigError, IntegrityError
 from compiler.foreign_json import read_json
 from compiler.names import check_names
-from compiler.terminal import printable
+from compiler.words import printable
 
 MANIFEST = "manifest.json"
 DEFERRED = "deferred"

@@ -24,9 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compiler.canonical import FileEntry, plain, tree_digest, tree_entries
+from compiler.canonical import FileEntry, plain, tree_digest
 from compiler.disk import explain_os_errors, explained, make_folder, remove_tree, write_atomically
 from compiler.store import locks
+from compiler.store.incoming import check_result, read_entries
 from compiler.store.objects import Objects, look, tree_matches
 from compiler.store.records import read_sealed, sealed
 from compiler.store.session import Session, sweep, upkeep_lock
@@ -136,19 +137,28 @@ class Store:
     # -- writing ---------------------------------------------------------------------------------------------------
 
     def commit(
-        self, key: str, document: dict[str, Any], folder: Path, seconds: float, origin: Origin | None = None
+        self,
+        key: str,
+        document: dict[str, Any],
+        folder: Path,
+        seconds: float,
+        origin: Origin | None = None,
+        deadline: float = float("inf"),
     ) -> Result:
         """Makes the files in `folder` the result of `key`; `folder` is consumed.
 
         The object's files are on disk before its name appears, and the object before the action that names it,
-        so that whatever is visible is whole. `origin` says for people where it came from.
+        so that whatever is visible is whole. `origin` says for people where it came from; `deadline`, by
+        `time.monotonic`, is when the files must have been read.
 
         Raises:
             StepError: no space is left, or the disk fails.
+            UnfitError: a result cannot hold what is in `folder`.
+            TooSlow: the deadline has passed.
         """
         with explain_os_errors(self.root):
-            seen = look(folder)
-            entries = tuple(tree_entries(folder))
+            sizes, seen = check_result(folder), look(folder)
+            entries = read_entries(folder, sizes, deadline)
             object_ = tree_digest(entries)
             self._presence().pin(object=object_)
             with upkeep_lock(self.root, exclusive=False):
@@ -218,7 +228,10 @@ class Store:
             make_folder(target.parent)
             if target.exists():
                 target.rename(self.scratch() / f"failure-{time.monotonic_ns()}")
-            folder.rename(target)
+            with contextlib.suppress(FileNotFoundError):  # the step removed it: nothing is left to look at
+                if not folder.is_symlink():
+                    folder.chmod(0o700)  # or it could not be moved
+                folder.rename(target)
             return target
 
     @contextlib.contextmanager
