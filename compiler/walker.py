@@ -65,6 +65,7 @@ class Walker:
         self._cancel = threading.Event()
         self._intact: dict[str, list[list[Any]]] = {}
         self._alone: set[str] = set()
+        self._looked_ahead = False
         self.outcome = Outcome()
         """All that was found out so far."""
         self._ahead: dict[str, tuple[launch.Worker, contextlib.ExitStack]] = {}
@@ -151,6 +152,9 @@ class Walker:
                 self._watcher.ended(name, "reused", 0.0)
                 self._store_last(step, whole)
             elif len(running) < self._jobs and not busy_alone and not (self._runs_alone(name) and running):
+                if not running and not self._looked_ahead:  # a build with nothing to do does without
+                    self._looked_ahead = True
+                    self._keys.check_ahead(self.plan.steps[other] for other in pending)
                 pending.remove(name)
                 if step.stage.measures:
                     for waiting in list(self._ahead):

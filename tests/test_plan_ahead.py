@@ -216,3 +216,12 @@ def test_every_default_of_our_own_stages_lies_within_its_limits() -> None:
     assert made == again
     quantize = make_stage(Quantize, {}, "quantize")
     assert make_stage(Quantize, dataclasses.asdict(quantize), "quantize") == quantize  # type: ignore[call-overload]
+
+
+def test_build_looks_at_all_that_it_will_run_before_it_runs_anything(module: Path) -> None:
+    """The architecture's name would come out after the samples were read."""
+    done = command(
+        "target=host", "model=torchvision", "model.name=mine", "model.architecture=resnet188", "data=digits",
+        f"artifacts_dir={module}/artifacts",
+    )  # fmt: skip
+    assert done.code == 2 and "did you mean 'resnet18'" in done.err and done.executed == []
