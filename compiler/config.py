@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from compiler import typed
+from compiler.data.listing import LARGEST_CLASS_LIST
 from compiler.errors import ConfigError, did_you_mean, unknown_name
 from compiler.foreign_yaml import check_yaml
 from compiler.names import check_names
@@ -23,6 +24,7 @@ from compiler.registries.reference import parse as parse_reference
 from compiler.runtime.verify import MANIFEST, SIDECARS
 from compiler.schema import Budget, Candidate, Config, Match, Model
 
+LARGEST_WEIGHTS = 64 << 30
 OBJECTIVES = ("latency", "throughput", "size")
 
 
@@ -136,6 +138,8 @@ def _typed(raw: Any, config_dirs: Sequence[Path]) -> Config:
         raise _translated(error) from error
     assert isinstance(config, Config)
     _check_values(config)
+    _check_artifacts_dir(config)
+    _check_sizes(config)
     _check_signing(config)
     return config
 
@@ -271,6 +275,23 @@ def _check_model(model: Model) -> None:
 def _check_registry(config: Config) -> None:
     if config.publish or config.registry:  # a manifest of before there were registries names none
         parse_reference(config.registry)
+
+
+def _check_artifacts_dir(config: Config) -> None:
+    """Of what is to be built here; a manifest may have recorded a folder of another machine."""
+    folder = Path(config.artifacts_dir)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"artifacts_dir: {folder} is not a folder", fix="name a folder, or move it away")
+
+
+def _check_sizes(config: Config) -> None:
+    """Before a file is hashed, which would take hours of one that has a size but no content."""
+    for what, file, largest in (
+        ("model.weights", config.model.weights, LARGEST_WEIGHTS),
+        ("data.classes", config.data.classes, LARGEST_CLASS_LIST),
+    ):
+        if file is not None and Path(file).is_file() and (size := Path(file).stat().st_size) > largest:
+            raise ConfigError(f"{what}: {file} has {size} bytes, more than {largest}", fix="check that it is the file")
 
 
 def _check_signing(config: Config) -> None:

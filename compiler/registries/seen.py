@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from compiler.disk import write_atomically
+from compiler.foreign_files import open_lock_file, read_limited
 from compiler.registries.reference import Reference
 
 MAX_ENTRIES = 1000
+LARGEST_FILE = 16 << 20
 FIELDS = ("model", "target", "version", "created")
 
 
@@ -35,7 +37,7 @@ def remember(reference: Reference, digest: str, manifest: Mapping[str, Any]) -> 
         return
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        with (file.parent / "tags.lock").open("w") as lock:
+        with open_lock_file(file.parent / "tags.lock") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             entries = _read()
             entries.pop(_key(reference), None)
@@ -53,7 +55,7 @@ def _key(reference: Reference) -> str:
 def _read() -> dict[str, Any]:
     file = _file()
     try:
-        found = json.loads(file.read_bytes()) if file is not None else {}
+        found = json.loads(read_limited(file, LARGEST_FILE)) if file is not None else {}
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
