@@ -281,7 +281,7 @@ def _check_artifacts_dir(config: Config) -> None:
     """Of what is to be built here; a manifest may have recorded a folder of another machine."""
     folder = Path(config.artifacts_dir)
     if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"artifacts_dir: {folder} is not a folder", fix="name a folder, or move it away")
+        raise ConfigError(f"cannot write below {folder}: it is not a folder", fix="set artifacts_dir to another")
 
 
 def _check_sizes(config: Config) -> None:

@@ -21,6 +21,9 @@ FICLONE = 0x40049409
 NAMED_WRONG = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
 """Errors that another path mends."""
 
+IN_THE_WAY = (errno.ENOTDIR, errno.EEXIST, errno.ELOOP)
+"""Errors where something else lies at a name that is ours."""
+
 
 @contextlib.contextmanager
 def explain_os_errors(root: Path, hint: str = "") -> Iterator[None]:
@@ -43,6 +46,12 @@ def explained(error: OSError, root: Path, hint: str = "") -> CompilerError:
             f"no space left where {root} lies",
             fix="free some space (python -m compiler store gc) or set artifacts_dir to another disk, then run again: "
             "finished steps are kept",
+        )
+    if error.errno in IN_THE_WAY and error.filename is not None and Path(error.filename).is_relative_to(root):
+        return ConfigError(
+            f"cannot write below {root}: {error.filename} is in the way ({error.strerror})",
+            fix="python -m compiler store fsck --repair removes from a store what no build has made; for another place "
+            "set artifacts_dir",
         )
     if error.errno in NAMED_WRONG:
         return ConfigError(
@@ -125,7 +134,7 @@ def exchange(new: Path, old: Path) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Removes a folder, read-only files in it too, or a file or link; what is not there is fine."""
+    """Removes a folder, read-only files in it too, or anything else; what is not there is fine."""
 
     def make_writable(function: Any, name: str, _info: Any) -> None:
         with contextlib.suppress(OSError):
@@ -134,10 +143,10 @@ def remove_tree(path: Path) -> None:
                 Path(name).chmod(0o755)
             function(name)
 
-    if path.is_symlink() or path.is_file():
-        path.unlink()
-    elif path.exists():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, onerror=make_writable)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def fsync(path: Path) -> None:

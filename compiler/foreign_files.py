@@ -34,10 +34,11 @@ def read_limited(file: Path, limit: int) -> bytes:
         ValueError: it is not a regular file, or larger.
     """
     with open_regular(file) as stream:
-        data = stream.read(limit + 1)
-    if len(data) > limit:
-        raise ValueError(f"it is larger than {limit} bytes")
-    return data
+        if os.fstat(stream.fileno()).st_size <= limit:
+            data = stream.read(limit + 1)  # more where it grows meanwhile
+            if len(data) <= limit:
+                return data
+    raise ValueError(f"it is larger than {limit} bytes")
 
 
 def open_lock_file(file: Path) -> IO[str]:
@@ -49,5 +50,5 @@ def open_lock_file(file: Path) -> IO[str]:
     handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise OSError(errno.EINVAL, "not a regular file", str(file))
+        raise OSError(errno.EEXIST, "it is not a regular file", str(file))
     return os.fdopen(handle, "a+")
