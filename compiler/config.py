@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,12 +20,15 @@ from compiler.data.listing import LARGEST_CLASS_LIST
 from compiler.errors import ConfigError, did_you_mean, unknown_name
 from compiler.foreign_yaml import check_yaml
 from compiler.names import check_names
-from compiler.overrides import as_text, check_override, conf_dir, expand_models, options, quoted
+from compiler.overrides import as_text, check_nesting, check_override, conf_dir, expand_models, options, quoted
 from compiler.registries.reference import parse as parse_reference
 from compiler.runtime.verify import MANIFEST, SIDECARS
 from compiler.schema import Budget, Candidate, Config, Match, Model
 
 LARGEST_WEIGHTS = 64 << 30
+MOST_JOBS = 10_000
+LARGEST_SEED = 2**32 - 1
+"""Of numpy's older generators."""
 OBJECTIVES = ("latency", "throughput", "size")
 
 
@@ -68,11 +72,38 @@ def expand_sweep(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> 
 
     try:
         words = [as_text(word, sweep=True) for word in expand_models(overrides, config_dirs)]
+        for word in words:
+            check_nesting(word)
         parsed = OverridesParser.create().parse_overrides(words)
+        _check_jobs(parsed)
         batches = BasicSweeper.split_arguments(parsed, max_batch_size=None)
     except HydraException as error:
         raise _translated(error) from error
     return [list(job) for batch in batches for job in batch]
+
+
+def _check_jobs(parsed: Sequence[Any]) -> None:
+    """Refuses a sweep that Hydra would write out as more than MOST_JOBS combinations.
+
+    Raises:
+        ConfigError: with the key at which they become too many.
+    """
+    from hydra.core.override_parser.types import RangeSweep
+
+    jobs = 1
+    for override in parsed:
+        if not override.is_discrete_sweep():
+            continue
+        value = override.value()
+        if isinstance(value, RangeSweep):  # counted without making its values
+            jobs *= max(0, math.ceil((float(value.stop or 0) - float(value.start or 0)) / float(value.step)))
+        else:
+            jobs *= sum(1 for _ in itertools.islice(override.sweep_string_iterator(), MOST_JOBS + 1))
+        if jobs > MOST_JOBS:
+            raise ConfigError(
+                f"{override.key_or_group}: with it the sweep stands for more than {MOST_JOBS:,} builds",
+                fix="give fewer values, in several commands",
+            )
 
 
 def search_path(config_dirs: Sequence[Path]) -> list[str]:
@@ -232,6 +263,15 @@ def _check_values(config: Config) -> None:
             raise ConfigError(
                 f"{what} is {number}", fix=f"give a number of at least {least}" if least >= 0 else "give a number"
             )
+    for what, number, most in (
+        ("seed", config.seed, LARGEST_SEED),
+        ("data.split_seed", config.data.split_seed, LARGEST_SEED),
+        ("executor.jobs", config.executor.jobs, 1000),
+        ("executor.time_limit_s", config.executor.time_limit_s, 1e9),
+        ("executor.memory_limit_mb", config.executor.memory_limit_mb, 1e9),
+    ):
+        if not 0 <= number <= most:
+            raise ConfigError(f"{what} is {str(number)[:40]}", fix=f"give a number from 0 to {most:,.0f}")
     _check_match(config.target.match)
     _check_model(config.model)
     if (config.budget.load_p99_ms is None) != (config.budget.arrival_rate_per_s is None):
@@ -247,8 +287,11 @@ def _check_values(config: Config) -> None:
     if not config.candidates:
         raise ConfigError("the list of candidates is empty", fix="name some: candidates=[tflite_fp32]")
     for what, name in (("target.name", config.target.name), ("model.name", config.model.name)):
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-            raise ConfigError(f"{what} {name!r} cannot name a folder", fix="use letters, digits, '.', '_' and '-'")
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+            raise ConfigError(
+                f"{what} {name[:200]!r} cannot name a folder",
+                fix="use letters, digits, '.', '_' and '-', 100 of them at most",
+            )
 
 
 def _check_match(match: Match) -> None:

@@ -21,7 +21,7 @@ FICLONE = 0x40049409
 NAMED_WRONG = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
 """Errors that another path mends."""
 
-IN_THE_WAY = (errno.ENOTDIR, errno.EEXIST, errno.ELOOP)
+IN_THE_WAY = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP)
 """Errors where something else lies at a name that is ours."""
 
 

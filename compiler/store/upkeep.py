@@ -321,7 +321,8 @@ def _needed_keys(artifacts: Path, keep: int | None) -> dict[str, int]:
 
 def _versions(artifacts: Path) -> list[Path]:
     """The folders of finished versions, by model, target and version."""
-    return sorted(p.parent for p in artifacts.glob("[!.]*/[!.]*/[!.]*/manifest.json") if not p.parent.is_symlink())
+    folders = artifacts.glob("[!.]*/[!.]*/[!.]*")
+    return sorted(p for p in folders if not p.is_symlink() and os.path.lexists(p / latest.MANIFEST))
 
 
 def _keys_of(folder: Path) -> list[str]:
