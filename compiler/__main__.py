@@ -10,7 +10,15 @@ import signal
 import sys
 import traceback
 
-from compiler.errors import CompilerError, InterruptedBuild, MissingToolError, StepError, unknown_name
+from compiler.errors import (
+    UNUSABLE_NAMES,
+    CompilerError,
+    InterruptedBuild,
+    MissingToolError,
+    StepError,
+    unknown_name,
+    unusable_name,
+)
 from compiler.supervision import adopt_orphans
 
 VERBS = {
@@ -65,6 +73,8 @@ def main() -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
+        if error.filename is not None and error.errno in UNUSABLE_NAMES:
+            return _report(unusable_name(error))
         if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EIO):
             return _bug()
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try again at its end

@@ -11,6 +11,8 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePath
 
+from compiler.foreign_files import open_regular
+
 CHUNK = 1 << 20
 
 
@@ -53,8 +55,13 @@ def digest(value: object) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256, in hex, of a file's bytes, read in constant memory."""
-    with path.open("rb") as stream:
+    """SHA-256, in hex, of a regular file's bytes, read in constant memory.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not a regular file, which could be without end.
+    """
+    with open_regular(path) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,26 +17,32 @@ from pathlib import Path
 from typing import Any
 
 from compiler import typed
+from compiler.data.listing import LARGEST_CLASS_LIST
 from compiler.errors import ConfigError, did_you_mean, unknown_name
 from compiler.foreign_yaml import check_yaml
 from compiler.limits import Between
 from compiler.names import check_names
-from compiler.overrides import as_text, check_override, conf_dir, expand_models, options, quoted
+from compiler.overrides import as_text, check_nesting, check_override, conf_dir, expand_models, options, quoted
 from compiler.registries.reference import parse as parse_reference
 from compiler.runtime.verify import MANIFEST, SIDECARS
 from compiler.schema import Candidate, Config, Match, Model, Splits
 
+LARGEST_WEIGHTS = 64 << 30
+MOST_JOBS = 10_000
+LARGEST_SEED = 2**32 - 1
+"""Of numpy's older generators."""
 OBJECTIVES = ("latency", "throughput", "size")
 POSITIVE = Between(0, above=True)
 LIMITS = {
-    "seed": Between(0, (1 << 63) - 1),
+    "seed": Between(0, LARGEST_SEED),
+    "data.split_seed": Between(0, LARGEST_SEED),
     "target.threads": Between(1),
     "target.cores": Between(1),
     "target.memory_mb": POSITIVE,
     "model.accuracy": Between(0, 100),
-    "executor.jobs": Between(0),
-    "executor.time_limit_s": Between(0.001),
-    "executor.memory_limit_mb": Between(0),
+    "executor.jobs": Between(0, 1000),
+    "executor.time_limit_s": Between(0.001, 1e9),
+    "executor.memory_limit_mb": Between(0, 1e9),
     **{f"data.splits.{split.name}": Between(0) for split in dataclasses.fields(Splits)},
     **{f"budget.{name}": POSITIVE for name in (
         "latency_p95_ms", "latency_p99_ms", "first_answer_ms", "size_mb", "peak_memory_mb", "arrival_rate_per_s",
@@ -87,11 +94,38 @@ def expand_sweep(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> 
 
     try:
         words = [as_text(word, sweep=True) for word in expand_models(overrides, config_dirs)]
+        for word in words:
+            check_nesting(word)
         parsed = OverridesParser.create().parse_overrides(words)
+        _check_jobs(parsed)
         batches = BasicSweeper.split_arguments(parsed, max_batch_size=None)
     except HydraException as error:
         raise _translated(error) from error
     return [list(job) for batch in batches for job in batch]
+
+
+def _check_jobs(parsed: Sequence[Any]) -> None:
+    """Refuses a sweep that Hydra would write out as more than MOST_JOBS combinations.
+
+    Raises:
+        ConfigError: with the key at which they become too many.
+    """
+    from hydra.core.override_parser.types import RangeSweep
+
+    jobs = 1
+    for override in parsed:
+        if not override.is_discrete_sweep():
+            continue
+        value = override.value()
+        if isinstance(value, RangeSweep):  # counted without making its values
+            jobs *= max(0, math.ceil((float(value.stop or 0) - float(value.start or 0)) / float(value.step)))
+        else:
+            jobs *= sum(1 for _ in itertools.islice(override.sweep_string_iterator(), MOST_JOBS + 1))
+        if jobs > MOST_JOBS:
+            raise ConfigError(
+                f"{override.key_or_group}: with it the sweep stands for more than {MOST_JOBS:,} builds",
+                fix="give fewer values, in several commands",
+            )
 
 
 def search_path(config_dirs: Sequence[Path]) -> list[str]:
@@ -157,6 +191,8 @@ def _typed(raw: Any, config_dirs: Sequence[Path]) -> Config:
         raise _translated(error) from error
     assert isinstance(config, Config)
     _check_values(config)
+    _check_artifacts_dir(config)
+    _check_sizes(config)
     _check_signing(config)
     return config
 
@@ -239,9 +275,10 @@ def _check_values(config: Config) -> None:
         number = functools.reduce(getattr, key.split("."), config)
         if number is None:
             continue
-        expected = limit.broken(number) if math.isfinite(number) else "a finite number"  # type: ignore[arg-type]
+        finite = isinstance(number, int) or math.isfinite(number)  # type: ignore[arg-type]
+        expected = limit.broken(number) if finite else "a finite number"
         if expected:
-            raise ConfigError(f"{key} is {number}", fix=f"it must be {expected}")
+            raise ConfigError(f"{key} is {str(number)[:40]}", fix=f"it must be {expected}")
     least = config.budget.accuracy_min
     if least is not None and least > 100 and ":" not in config.data.metric:
         raise ConfigError(f"budget.accuracy_min is {least}", fix="give percent, from 0 to 100")
@@ -258,8 +295,11 @@ def _check_values(config: Config) -> None:
     if not config.candidates:
         raise ConfigError("the list of candidates is empty", fix="name some: candidates=[tflite_fp32]")
     for what, name in (("target.name", config.target.name), ("model.name", config.model.name)):
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-            raise ConfigError(f"{what} {name!r} cannot name a folder", fix="use letters, digits, '.', '_' and '-'")
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+            raise ConfigError(
+                f"{what} {name[:200]!r} cannot name a folder",
+                fix="use letters, digits, '.', '_' and '-', 100 of them at most",
+            )
 
 
 def _check_match(match: Match) -> None:
@@ -284,6 +324,23 @@ def _check_model(model: Model) -> None:
 def _check_registry(config: Config) -> None:
     if config.publish or config.registry:  # a manifest of before there were registries names none
         parse_reference(config.registry)
+
+
+def _check_artifacts_dir(config: Config) -> None:
+    """Of what is to be built here; a manifest may have recorded a folder of another machine."""
+    folder = Path(config.artifacts_dir)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"cannot write below {folder}: it is not a folder", fix="set artifacts_dir to another")
+
+
+def _check_sizes(config: Config) -> None:
+    """Before a file is hashed, which would take hours of one that has a size but no content."""
+    for what, file, largest in (
+        ("model.weights", config.model.weights, LARGEST_WEIGHTS),
+        ("data.classes", config.data.classes, LARGEST_CLASS_LIST),
+    ):
+        if file is not None and Path(file).is_file() and (size := Path(file).stat().st_size) > largest:
+            raise ConfigError(f"{what}: {file} has {size} bytes, more than {largest}", fix="check that it is the file")
 
 
 def _check_signing(config: Config) -> None:

@@ -44,6 +44,10 @@ def lock_alone(handle: int, waiting_for: str) -> None:
     fcntl.flock(handle, fcntl.LOCK_EX)
 
 
+IN_THE_WAY = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP)
+"""Errors where something else lies at a name that is ours."""
+
+
 @contextlib.contextmanager
 def explain_os_errors(root: Path, hint: str = "") -> Iterator[None]:
     """Turns a full disk and a read-only folder into errors that say what to do; `hint` as in `explained`."""
@@ -65,6 +69,12 @@ def explained(error: OSError, root: Path, hint: str = "") -> CompilerError:
             f"no space left where {root} lies",
             fix="free some space (python -m compiler store gc) or set artifacts_dir to another disk, then run again: "
             "finished steps are kept",
+        )
+    if error.errno in IN_THE_WAY and error.filename is not None and Path(error.filename).is_relative_to(root):
+        return ConfigError(
+            f"cannot write below {root}: {error.filename} is in the way ({error.strerror})",
+            fix="python -m compiler store fsck --repair removes from a store what no build has made; for another place "
+            "set artifacts_dir",
         )
     if error.errno in NAMED_WRONG:
         return ConfigError(
@@ -147,7 +157,7 @@ def exchange(new: Path, old: Path) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Removes a folder, read-only files in it too, or a file or link; what is not there is fine."""
+    """Removes a folder, read-only files in it too, or anything else; what is not there is fine."""
 
     def make_writable(function: Any, name: str, _info: Any) -> None:
         with contextlib.suppress(OSError, TypeError):  # `os.open` wants more than a name

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
+
+UNUSABLE_NAMES = (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM)
+"""What the system says of a path that nobody can open, or not this user, whoever asks for it."""
 
 
 class CompilerError(Exception):
@@ -84,6 +88,13 @@ def did_you_mean(wrong: str, known: Iterable[str]) -> str:
     """'; did you mean 'x'?' for the known name nearest to `wrong`, or '' when none is near."""
     near = difflib.get_close_matches(wrong, sorted(set(known)), n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def unusable_name(error: OSError) -> ConfigError:
+    """The error for a path of the user's that the system does not open; one of UNUSABLE_NAMES says why."""
+    name = str(error.filename)
+    shown = name if len(name) <= 200 else f"{name[:200]}..."
+    return ConfigError(f"cannot use {shown}: {error.strerror}", fix="check the path and its permissions")
 
 
 def unknown_name(kind: str, wrong: str, known: Iterable[str]) -> ConfigError:

@@ -2,26 +2,53 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
+from typing import IO
 
 
-def read_limited(file: Path, limit: int) -> bytes:
-    """All bytes of a regular file of at most `limit` bytes.
+def open_regular(file: Path) -> BufferedReader:
+    """A regular file, opened for reading.
 
     A FIFO, a socket or a device is not waited for, and a link is followed only to a regular file.
 
     Raises:
         OSError: it is not there, or may not be read.
-        ValueError: it is not a regular file, or larger.
+        ValueError: it is not a regular file.
     """
     handle = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # opening a FIFO would wait for a writer
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
         raise ValueError("it is not a regular file")
-    with os.fdopen(handle, "rb") as stream:
-        data = stream.read(limit + 1)
-    if len(data) > limit:
-        raise ValueError(f"it is larger than {limit} bytes")
-    return data
+    return os.fdopen(handle, "rb")
+
+
+def read_limited(file: Path, limit: int) -> bytes:
+    """All bytes of a regular file of at most `limit` bytes; see `open_regular`.
+
+    Raises:
+        OSError: it is not there, or may not be read.
+        ValueError: it is not a regular file, or larger.
+    """
+    with open_regular(file) as stream:
+        if os.fstat(stream.fileno()).st_size <= limit:
+            data = stream.read(limit + 1)  # more where it grows meanwhile
+            if len(data) <= limit:
+                return data
+    raise ValueError(f"it is larger than {limit} bytes")
+
+
+def open_lock_file(file: Path) -> IO[str]:
+    """A regular file to take locks on, made where there is none; opened for reading and appending.
+
+    Raises:
+        OSError: it cannot be made or opened, or what is there is not a regular file.
+    """
+    handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EEXIST, "it is not a regular file", str(file))
+    return os.fdopen(handle, "a+")

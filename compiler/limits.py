@@ -29,8 +29,12 @@ class Between:
         """See `Limit`."""
         if (value > self.least if self.above else value >= self.least) and (self.most is None or value <= self.most):
             return ""
-        start = f"above {self.least:g}" if self.above else f"at least {self.least:g}"
-        return start if self.most is None else f"{start} and at most {self.most:g}"
+        start = f"{'above' if self.above else 'at least'} {_shown(self.least)}"
+        return start if self.most is None else f"{start} and at most {_shown(self.most)}"
+
+
+def _shown(number: float) -> str:
+    return f"{number:g}" if number != round(number) or abs(number) > 1e15 else str(round(number))
 
 
 class OneOf:

@@ -15,6 +15,7 @@ from compiler.stage import Stage
 
 STAGES = "compiler.stages"
 BACKENDS = "compiler.backends"
+MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
 def snake(name: str) -> str:
@@ -29,6 +30,8 @@ def backend_module(name: str) -> ModuleType:
         ConfigError: there is no such module, with the names that there are.
     """
     dotted = name if "." in name else f"{BACKENDS}.{name}"
+    if not MODULE.fullmatch(name):
+        raise unknown_name("backend", name, _children(BACKENDS))
     try:
         return importlib.import_module(dotted)
     except ModuleNotFoundError as error:

@@ -227,7 +227,7 @@ def listing(folder: Path) -> list[dict[str, Any]]:
     found = []
     for file in sorted((folder.parent / HOME / folder.name).glob(f"*/{OBSERVATION}")):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            record = json.loads(file.read_text())
+            record = read_json(file, LARGEST_RESULT)
             record["host"]["cpu_model"], record["candidates"], record["created"]
             found.append(record)
     return found

@@ -16,6 +16,8 @@ from compiler.schema import Config
 
 GROUPS = ("target", "model", "data", "budget", "pipeline")
 TORCHVISION = "torchvision"
+DEEPEST = 32
+"""Hydra's parser needs many frames of Python's stack for each bracket."""
 
 
 @functools.cache
@@ -74,6 +76,7 @@ def check_override(override: str, config_dirs: Sequence[Path]) -> str:
 
     Dotted keys are opened for values that no YAML file mentions: the schemas say what is known.
     """
+    check_nesting(override)
     key, separator, value = override.partition("=")
     if not separator and not override.startswith("~"):
         raise ConfigError(
@@ -94,6 +97,24 @@ def check_override(override: str, config_dirs: Sequence[Path]) -> str:
     elif bare == key and value and not re.fullmatch(r"[\x20-\x7e]*", value) and value[0] not in "'\"[{":
         override = f"{key}={quoted(value)}"  # Hydra's grammar knows ASCII only, file systems know more
     return f"++{override}" if "." in key and bare == key and not key.startswith("hydra.") else override
+
+
+def check_nesting(override: str) -> None:
+    """Refuses what Hydra's parser, which calls itself for every bracket, could not end.
+
+    Brackets in quotes count as well: nobody needs so many.
+
+    Raises:
+        ConfigError: more than DEEPEST brackets are open at once.
+    """
+    depth = 0
+    for character in override:
+        depth += (character in "([{") - (character in ")]}")
+        if depth > DEEPEST:
+            raise ConfigError(
+                f"{override.partition('=')[0]} has a value with more than {DEEPEST} brackets in one another",
+                fix="write fewer",
+            )
 
 
 def _unknown_option(group: str, value: str, config_dirs: Sequence[Path]) -> ConfigError:

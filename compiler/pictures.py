@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compiler.errors import ConfigError, MissingToolError
+from compiler.foreign_files import open_regular
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,7 +58,7 @@ def _open(path: Path, orientation: str, background: Any, changes: list[str]) -> 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own limits, which its users may have moved: ours is below
-            with Image.open(path) as opened:
+            with open_regular(path) as stream, Image.open(stream) as opened:
                 if opened.width * opened.height > MAX_PIXELS:
                     raise ConfigError(
                         f"the image {path} has {opened.width} x {opened.height} pixels, more than {MAX_PIXELS:,}",

@@ -103,7 +103,7 @@ def test_change_to_the_metrics_source_evaluates_again_and_nothing_before_it(buil
 @pytest.mark.parametrize(
     ("name", "code", "what"),
     [
-        ("nothing", 2, "cannot be loaded"),
+        ("nothing", 2, "scores.py has no 'nothing'"),
         ("CONSTANT", 2, "is a int"),
         ("raises", 5, "failed: KeyError: 'no such class'"),
         ("shape", 5, "returned float32 of shape (100, 4) for 100 samples"),

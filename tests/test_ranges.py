@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from compiler.backends import openvino
 from compiler.conversion import PROBE, SIGNATURE
 from compiler.errors import ConfigError, StepError
+from compiler.plan import make_stage
 from compiler.stages import _optimized
 from compiler.stages._kept import next_to_infinities
 from compiler.stages.calibrate import Calibrate, finite_values, infinite_tensors, ranges
@@ -73,11 +74,11 @@ def test_nan_is_an_error_that_names_the_tensor() -> None:
     assert finite_values("t", np.array([2.0, np.inf, -np.inf], np.float32)).tolist() == [2.0]
 
 
-def test_unknown_ranges_of_openvino_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="ranges"):
-        openvino.Quantize(ranges="minmaxx").convert({}, tmp_path)
-    with pytest.raises(ConfigError, match="source"):
-        openvino.Convert(source="int4").convert({}, tmp_path)
+def test_unknown_ranges_of_openvino_are_refused() -> None:
+    with pytest.raises(ConfigError, match="ranges is 'minmaxx', and must be one of minmax, mean_minmax; did you mean"):
+        make_stage(openvino.Quantize, {"ranges": "minmaxx"}, "quantize")
+    with pytest.raises(ConfigError, match="source is 'int4'"):
+        make_stage(openvino.Convert, {"source": "int4"}, "convert")
 
 
 @pytest.mark.parametrize(

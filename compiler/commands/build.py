@@ -11,7 +11,7 @@ from typing import Any
 
 from compiler.commands.arguments import ConfigArguments, parse_config_arguments, print_error
 from compiler.config import compose, expand_sweep
-from compiler.errors import CompilerError, InterruptedBuild
+from compiler.errors import UNUSABLE_NAMES, CompilerError, InterruptedBuild, unusable_name
 from compiler.gate import gate
 from compiler.identity import KeyMaker
 from compiler.keys.memo import Memo
@@ -83,6 +83,8 @@ def _build(
     except CompilerError as error:
         return None, error
     except Exception as error:
+        if isinstance(error, OSError) and error.filename is not None and error.errno in UNUSABLE_NAMES:
+            return None, unusable_name(error)
         if not options.multirun:
             raise
         traceback.print_exc()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ def run(arguments: list[str]) -> int:
     for job in jobs:
         config = compose(job, options.config_dirs)
         with Store(Path(config.artifacts_dir).absolute() / ".store") as store:
+            store.objects.on_damage = lambda text: print(text, file=sys.stderr)
             keys = KeyMaker(config, Memo(store.root / "memo.json", store.write))
             plan = make_plan(config)
             keys.check_inputs(plan)

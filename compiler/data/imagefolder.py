@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compiler.data.listing import Found, class_folders, images_below, one_form, samples_in
+from compiler.data.listing import LARGEST_CLASS_LIST, Found, class_folders, images_below, one_form, samples_in
 from compiler.errors import ConfigError, did_you_mean
+from compiler.foreign_files import read_limited
 from compiler.pictures import FLATTENED, SUFFIXES, TURNED, read_picture
 
 if TYPE_CHECKING:
@@ -129,8 +130,8 @@ def _notes(names: list[str], classes: Path | None, found: Found) -> list[str]:
 
 def _class_list(path: Path) -> list[str]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_limited(path, LARGEST_CLASS_LIST).decode("utf-8-sig")
+    except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read the list of classes {path}: {error}", fix="one name a line, in UTF-8") from None
     names = [one_form(line.strip()) for line in text.splitlines() if line.strip()]
     if not names or len(set(names)) != len(names):

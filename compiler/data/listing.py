@@ -13,6 +13,7 @@ from compiler.errors import ConfigError
 from compiler.pictures import SUFFIXES
 
 JUNK = ("__MACOSX", "Thumbs.db", "desktop.ini")
+LARGEST_CLASS_LIST = 16 << 20
 SHOWN = 20
 """Paths of skipped files that a record keeps; the counts cover all of them."""
 

@@ -92,22 +92,31 @@ def content_digest(path: Path, memo: Memo) -> str:
     """SHA-256 of a file, or of the listing (relative path, digest) of a folder.
 
     Raises:
-        ConfigError: nothing is there.
+        ConfigError: nothing is there, or it cannot be read.
     """
-    if path.is_dir():
-        return digest(_listing(path, lambda file: memo.get("sha256", file, file_digest)))
-    if path.is_file():
-        return str(memo.get("sha256", path, file_digest))
-    raise ConfigError(
-        f"there is no file or folder {path}", fix="check the path; a relative one counts from the working folder"
-    )
+    return _digest_of(path, lambda file: str(memo.get("sha256", file, file_digest)))
 
 
 def full_digest(path: Path) -> str:
     """Like `content_digest`, every byte read now."""
-    if path.is_dir():
-        return digest(_listing(path, file_digest))
-    return file_digest(path)
+    return _digest_of(path, file_digest)
+
+
+def _digest_of(path: Path, digest_of: Callable[[Path], str]) -> str:
+    try:
+        if path.is_dir():
+            return digest(_listing(path, digest_of))
+        if path.is_file():
+            return digest_of(path)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read {error.filename or path}: {error.strerror}", fix="check the path and its permissions"
+        ) from None
+    except ValueError as error:  # replaced by a FIFO or a device since it was looked at
+        raise ConfigError(f"cannot read {path}: {error}", fix="run again once it is written completely") from None
+    raise ConfigError(
+        f"there is no file or folder {path}", fix="check the path; a relative one counts from the working folder"
+    )
 
 
 def stamps(path: Path) -> dict[str, Stamp]:

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from compiler.errors import ConfigError
+from compiler.foreign_files import read_limited
 
 USERNAME, PASSWORD = "MODEL_COMPILER_REGISTRY_USERNAME", "MODEL_COMPILER_REGISTRY_PASSWORD"
 DOCKER_HUB = ("docker.io", "index.docker.io", "registry-1.docker.io", "auth.docker.io")
 HELPER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 HELPER_LIMIT_S = 30
+LARGEST_FILE = 4 << 20
 logger = logging.getLogger(__name__)
 TOKEN_USER = "<token>"  # noqa: S105 - what helpers say in place of a user's name for an identity token
 
@@ -72,7 +74,7 @@ def _read(file: Path) -> dict[str, Any]:
     """What a file keeps: nothing where there is none."""
     fix = "sign in again"
     try:
-        record = json.loads(file.read_bytes()) if file.is_file() else {}
+        record = json.loads(read_limited(file, LARGEST_FILE)) if file.is_file() else {}
     except PermissionError:
         logger.warning("%s may not be read; what it keeps is not used", file)
         return {}

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import http.client
 import io
+import os
 import socket
 import ssl
 import threading
@@ -18,10 +19,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-from compiler.errors import IntegrityError, StepError
+from compiler.errors import ConfigError, IntegrityError, StepError
+from compiler.foreign_files import read_limited
 from compiler.foreign_json import parse_json
 from compiler.registries import Broken, addresses
 from compiler.registries.patience import SLOWEST_PER_S
@@ -33,6 +36,7 @@ ANSWER_S = 30.0
 MAX_TEXT_BYTES = 1 << 20
 """Of an answer that is neither a blob nor a manifest."""
 PIECE = 256 << 10
+LARGEST_CERTIFICATES = 64 << 20
 PASSING = (408, 429, 500, 502, 503, 504)
 """Statuses of a server that may do better in a moment."""
 
@@ -377,6 +381,19 @@ class _Tls(_Plain):
 
 @functools.cache
 def _context() -> ssl.SSLContext:
+    """Trusted are the system's certificates, or those in the file that the user names instead.
+
+    Raises:
+        ConfigError: that file is not one: OpenSSL would wait for a FIFO, and read a device for ever.
+    """
+    named = os.environ.get("SSL_CERT_FILE")
+    if named:
+        try:
+            read_limited(Path(named), LARGEST_CERTIFICATES)
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"cannot read the certificates in {named} (SSL_CERT_FILE): {_words(error)}", fix="check the variable"
+            ) from None
     context = ssl.create_default_context()
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     return context

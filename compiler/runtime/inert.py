@@ -7,12 +7,15 @@ megabyte of an archive unpacks to a gigabyte of zeros.
 from __future__ import annotations
 
 import math
+import os
 import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
+
+from compiler.foreign_files import open_regular
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,8 +41,8 @@ def load_array(file: Path, limit: int | None = None) -> NDArray[Any]:
     import numpy as np
 
     try:
-        with file.open("rb") as stream:
-            size = file.stat().st_size
+        with open_regular(file) as stream:
+            size = os.fstat(stream.fileno()).st_size
             _check_header(stream, size, limit)
             stream.seek(0)
             found: NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False)
@@ -58,7 +61,7 @@ def load_arrays(file: Path, limit: int = LARGEST_ARRAYS) -> dict[str, NDArray[An
 
     found = {}
     try:
-        with zipfile.ZipFile(file) as archive:
+        with open_regular(file) as opened, zipfile.ZipFile(opened) as archive:
             for info in _checked(archive, limit):
                 with archive.open(info) as stream:
                     found[info.filename.removesuffix(".npy")] = np.lib.format.read_array(stream, allow_pickle=False)
@@ -75,7 +78,7 @@ def describe_arrays(file: Path, limit: int = LARGEST_ARRAYS) -> Mapping[str, tup
     """
     found = {}
     try:
-        with zipfile.ZipFile(file) as archive:
+        with open_regular(file) as opened, zipfile.ZipFile(opened) as archive:
             for info in _checked(archive, limit):
                 with archive.open(info) as stream:
                     shape, dtype = _check_header(stream, info.file_size, limit)

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import stat
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 SIGNATURE = "model.sig"
+LARGEST_PEM = 1 << 20
 UNSAID = {"InvalidSignature": "what it lists was not signed with the key that it names"}
 """Errors of the library that have no text."""
 
@@ -118,13 +120,31 @@ def _verify(folder: str, bundle: str, kind: str, hint: str, keys: list[str], cer
         return {"by": Path(path).name}
 
 
+def _read(file: Path) -> bytes:
+    """A key or certificates. What is no regular file, or larger than any, is neither waited for nor read to its end.
+
+    Raises:
+        OSError: it cannot be read.
+        UsageError: it is not a regular file, or too large.
+    """
+    handle = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # opening a FIFO would wait for a writer
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise UsageError(f"{file} is not a regular file")
+    with os.fdopen(handle, "rb") as stream:
+        data = stream.read(LARGEST_PEM + 1)
+    if len(data) > LARGEST_PEM:
+        raise UsageError(f"{file} has more than {LARGEST_PEM} bytes: it holds no key or certificate in PEM form")
+    return data
+
+
 def _private_key(path: Path, password: bytes | None) -> bytes:
     """A private key as plain PEM; the library takes no password for a key that has a certificate."""
     from cryptography.hazmat.primitives import serialization as s
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
     try:
-        data = path.read_bytes()
+        data = _read(path)
         encrypted = b"ENCRYPTED" in data
         key = s.load_pem_private_key(data, password if encrypted else None)
     except OSError as error:
@@ -150,7 +170,7 @@ def _fingerprint(path: str) -> str:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
     try:
-        key = s.load_pem_public_key(Path(path).read_bytes())
+        key = s.load_pem_public_key(_read(Path(path)))
     except OSError as error:
         raise UsageError(f"cannot read the key {path}: {error.strerror}") from None
     except (ValueError, TypeError):
@@ -170,7 +190,7 @@ def _certificates(path: str) -> list[Any]:
     from cryptography import x509
 
     try:
-        return list(x509.load_pem_x509_certificates(Path(path).read_bytes()))
+        return list(x509.load_pem_x509_certificates(_read(Path(path))))
     except OSError as error:
         raise UsageError(f"cannot read the certificate {path}: {error.strerror}") from None
     except ValueError:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from compiler.errors import ConfigError, MissingToolError, unknown_name
+from compiler.foreign_files import read_limited
 
 VARIABLE = "MODEL_COMPILER_POLICY"
 """Names the policy that holds where none is given."""
@@ -101,12 +102,11 @@ def _mapping(path: Path) -> dict[str, Any]:
             fix="pip install 'target-model-compiler[signing]', or pip install pyyaml",
         ) from None
     try:
-        with path.open("rb") as stream:
-            data = stream.read(MAX_POLICY_BYTES + 1)
+        data = read_limited(path, MAX_POLICY_BYTES)
     except OSError as error:
         raise ConfigError(f"cannot read the policy {path}: {error.strerror}", fix="check the path") from None
-    if len(data) > MAX_POLICY_BYTES:
-        raise ConfigError(f"the policy {path} has more than {MAX_POLICY_BYTES} bytes", fix="is this the right file?")
+    except ValueError as error:
+        raise ConfigError(f"cannot read the policy {path}: {error}", fix="is this the right file?") from None
     try:
         node = yaml.compose(data, Loader=yaml.SafeLoader)
         content = yaml.safe_load(data)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from compiler.errors import ConfigError, IntegrityError, MissingToolError
+from compiler.foreign_files import read_limited
 from compiler.runtime.verify import MANIFEST, SIDECARS, SIGNATURE
 from compiler.words import printable
 
@@ -56,10 +57,7 @@ def read_bundle(file: Path) -> Bundle:
         IntegrityError: it is no bundle of the OpenSSF Model Signing format over whole files by SHA-256.
     """
     try:
-        with file.open("rb") as stream:
-            data = stream.read(MAX_BUNDLE_BYTES + 1)
-        if len(data) > MAX_BUNDLE_BYTES:
-            raise ValueError(f"more than {MAX_BUNDLE_BYTES} bytes")
+        data = read_limited(file, MAX_BUNDLE_BYTES)
         bundle = json.loads(data)
         kind, hint = _signer(bundle["verificationMaterial"])
         payload = json.loads(base64.b64decode(bundle["dsseEnvelope"]["payload"], validate=True))

@@ -13,7 +13,7 @@ from typing import Any
 
 from compiler.canonical import file_digest
 from compiler.errors import IntegrityError
-from compiler.foreign_json import read_json
+from compiler.foreign_json import LARGEST_JSON, read_json
 from compiler.runtime.attestation import check_statement
 from compiler.runtime.policy import Policy, chosen
 from compiler.runtime.signatures import FIX, Bundle, check_files, read_bundle, verify_bundle
@@ -91,6 +91,8 @@ def _signature(folder: Path, manifest: Mapping[str, Any], policy: Policy) -> tup
     digests = {file["path"]: file["sha256"] for file in manifest["files"]}
     for name in (MANIFEST, PROVENANCE):
         if (folder / name).exists():
+            if (folder / name).stat().st_size > LARGEST_JSON:
+                raise IntegrityError(f"{name} has more than {LARGEST_JSON} bytes", fix=FIX)
             digests[name] = file_digest(folder / name)
     check_files(bundle, digests)
     if not policy.trusted_keys and not policy.trusted_certificates:

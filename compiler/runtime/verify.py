@@ -5,6 +5,7 @@ Who made it is `compiler.runtime.trust`'s to say.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,6 +40,8 @@ def read_manifest(path: Path) -> tuple[Path, dict[str, Any]]:
     folder = path.parent if path.name == MANIFEST else path
     file = folder / MANIFEST
     if not file.is_file():
+        if os.path.lexists(file):
+            raise IntegrityError(f"{file} is not a regular file", fix="fetch or build the artifact again")
         raise ConfigError(f"there is no {MANIFEST} at {path}", fix="give the folder of a built version, or .../latest")
     try:
         manifest = read_json(file, MAX_MANIFEST_BYTES)

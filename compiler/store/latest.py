@@ -42,8 +42,11 @@ def wanted(store: Store, home: Path) -> str | None:
     known = read_sealed(_path(store, home))
     if known is not None and _may_be_delivered(home / str(known.get("version"))):
         return str(known["version"])
+    from compiler.runtime.verify import VERSION
+
     names = sorted((path.parent.name for path in home.glob(f"[!.]*/{MANIFEST}")), reverse=True)
-    return next((n for n in names if not (home / n).is_symlink() and _may_be_delivered(home / n)), None)
+    versions = (home / name for name in names if VERSION.fullmatch(name))  # no copy, nor what was moved away
+    return next((path.name for path in versions if not path.is_symlink() and _may_be_delivered(path)), None)
 
 
 def problem(store: Store, home: Path) -> str:
@@ -52,7 +55,7 @@ def problem(store: Store, home: Path) -> str:
     if _target(link) == name:
         return ""
     if os.path.lexists(link) and not link.is_symlink():
-        return f"{link} is not the link that builds make"
+        return f"{link} is not the link that builds make: move it away, and build again"
     found = _target(link)
     if found is None:
         return f"the link {link} is missing"

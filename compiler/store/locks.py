@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from compiler.disk import make_folder
+from compiler.foreign_files import open_lock_file
 
 POLL_S = 0.1
 """How long a dead holder's lock may lie there before who waits has it."""
@@ -67,7 +68,7 @@ def remove_unused(folder: Path, keep: frozenset[str]) -> int:
     for path in sorted(folder.glob("*")):
         if path.name in keep:
             continue
-        with contextlib.suppress(OSError), path.open("a") as stream:
+        with contextlib.suppress(OSError), open_lock_file(path) as stream:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()
             removed += 1
@@ -77,7 +78,7 @@ def remove_unused(folder: Path, keep: frozenset[str]) -> int:
 def _acquire(path: Path, kind: int, waiting: Callable[[str], None], cancel: threading.Event | None) -> IO[str]:
     began, said = time.monotonic(), False
     while True:
-        stream = path.open("a+")
+        stream = open_lock_file(path)
         try:
             while True:
                 try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,10 +42,10 @@ class Objects:
         """
         digest = tree_digest(entries)
         target = self.path(digest)
-        if target.exists():
+        if os.path.lexists(target):
             if self._matches(digest, target, entries):
                 return
-            self.set_aside(digest)
+            self.set_aside(digest, entries)
         _place(folder, target, entries)
         placed = look(target)
         # they were hashed before they were moved: the move and the change of mode leave size, mtime and inode alone
@@ -85,14 +86,18 @@ class Objects:
     def _remember_verified(self, digest: str, seen: list[list[Any]]) -> None:
         self._write(self._verified_path(digest), sealed({"files": seen}))
 
-    def set_aside(self, digest: str) -> None:
+    def set_aside(self, digest: str, entries: tuple[FileEntry, ...] | None = None) -> None:
         """Moves a damaged object out of the way, kept for diagnosis; one that is whole stays.
+
+        Where its `entries` are known, a file of another size is not read to see that.
 
         Of several processes that find the same damage one moves it, and none what another has made again since.
         """
         path = self.path(digest)
         with contextlib.suppress(OSError), locks.held(self._root / "locks" / "aside"):
-            if not path.exists() or is_whole(path):  # in this order: a missing one may be made at any moment
+            if not os.path.lexists(path) or is_whole(
+                path, entries
+            ):  # in this order: a missing one may be made at any moment
                 return
             self._verified_path(digest).unlink(missing_ok=True)
             target = self._root / "quarantine" / digest
@@ -122,8 +127,10 @@ def _place(folder: Path, target: Path, entries: tuple[FileEntry, ...]) -> None:
     fsync(target.parent)
 
 
-def is_whole(path: Path) -> bool:
-    """Whether an object is what its name says."""
+def is_whole(path: Path, entries: tuple[FileEntry, ...] | None = None) -> bool:
+    """Whether an object is what its name says, and what `entries` say, where they are known."""
+    if entries is not None and tree_digest(entries) == path.name:
+        return tree_matches(path, entries)
     try:
         return tree_digest(tree_entries(path)) == path.name
     except (OSError, ValueError):
@@ -133,13 +140,16 @@ def is_whole(path: Path) -> bool:
 def _small_files_match(folder: Path, entries: tuple[FileEntry, ...]) -> bool:
     try:
         return all(file_digest(folder / e.path) == e.sha256 for e in entries if e.size <= SMALL_BYTES)
-    except OSError:
+    except (OSError, ValueError):
         return False
 
 
 def tree_matches(folder: Path, entries: tuple[FileEntry, ...]) -> bool:
-    """Whether `folder` holds exactly `entries`, every byte hashed."""
+    """Whether `folder` holds exactly `entries`: names and sizes, then every byte hashed."""
     try:
+        sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in list_files(folder)}
+        if sizes != {entry.path: entry.size for entry in entries}:
+            return False
         return tuple(tree_entries(folder)) == entries
     except (OSError, ValueError):
         return False

@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from compiler.disk import make_folder, remove_tree
+from compiler.foreign_files import open_lock_file, open_regular, read_limited
 
 GUARD = ".guard"
 PINS = ".pins"
 UPKEEP = "upkeep"
+LARGEST_PINS = 64 << 20
 
 
 class Session:
@@ -66,7 +68,7 @@ def upkeep_lock(root: Path, exclusive: bool, wait: bool = True) -> Iterator[None
     """
     path = root / "locks" / UPKEEP
     make_folder(path.parent)
-    with path.open("a") as stream:
+    with open_lock_file(path) as stream:
         fcntl.flock(stream, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | (0 if wait else fcntl.LOCK_NB))
         yield
 
@@ -90,17 +92,27 @@ def pinned(root: Path) -> list[dict[str, Any]]:
             if dead:
                 continue
         with contextlib.suppress(OSError):
-            for line in (folder / PINS).read_text().splitlines():
+            for line in _lines(folder / PINS):
                 with contextlib.suppress(ValueError):
                     found.append(json.loads(line))
     return found
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return read_limited(file, LARGEST_PINS).decode(errors="replace").splitlines()
+    except ValueError:  # no process has made that
+        return []
 
 
 @contextlib.contextmanager
 def _whether_dead(folder: Path) -> Iterator[bool]:
     """Whether the process whose folder this is has ended; if so, the folder is ours meanwhile."""
     try:
-        guard = (folder / GUARD).open("r+")
+        guard = open_regular(folder / GUARD)
+    except ValueError:  # no process has made that
+        yield True
+        return
     except OSError as error:  # it ended before it had a guard; or it is another user's
         yield isinstance(error, FileNotFoundError | NotADirectoryError)
         return

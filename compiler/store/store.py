@@ -26,6 +26,7 @@ from typing import Any
 
 from compiler.canonical import FileEntry, plain, tree_digest
 from compiler.disk import explain_os_errors, explained, make_folder, remove_tree, write_atomically
+from compiler.foreign_files import read_limited
 from compiler.store import locks
 from compiler.store.incoming import check_result, read_entries
 from compiler.store.objects import Objects, look, tree_matches
@@ -112,7 +113,7 @@ class Store:
     def state(self, key: str) -> str:
         """'absent', or 'damaged' where the key was built but its result is gone or does not verify, or 'stored'."""
         if self._read_action(key) is None:
-            return "damaged" if self.action_path(key).exists() else "absent"
+            return "damaged" if os.path.lexists(self.action_path(key)) else "absent"
         return "stored" if self.lookup(key) else "damaged"
 
     def last(self, scope: str, step: str) -> dict[str, Any] | None:
@@ -123,7 +124,7 @@ class Store:
         """Hashes every file of `result` anew; what does not verify is set aside."""
         if tree_matches(result.path, result.entries):
             return True
-        self.objects.set_aside(result.digest)
+        self.objects.set_aside(result.digest, result.entries)
         return False
 
     def object_path(self, digest: str) -> Path:
@@ -193,8 +194,8 @@ class Store:
     def remember_last(self, scope: str, step: str, document: dict[str, Any]) -> None:
         """Keeps the key document of `step`, for the next run's explanation."""
         path, data = self.root / "last" / scope / f"{step}.json", sealed(document)
-        with contextlib.suppress(OSError):
-            if path.read_bytes() == data:
+        with contextlib.suppress(OSError, ValueError):
+            if read_limited(path, len(data)) == data:
                 return
         self.write(path, data)
 
@@ -226,7 +227,7 @@ class Store:
         with explain_os_errors(self.root):
             target = self.root / "failures" / key[:16]
             make_folder(target.parent)
-            if target.exists():
+            if os.path.lexists(target):
                 target.rename(self.scratch() / f"failure-{time.monotonic_ns()}")
             with contextlib.suppress(FileNotFoundError):  # the step removed it: nothing is left to look at
                 if not folder.is_symlink():
@@ -253,6 +254,7 @@ class Store:
         Raises:
             OSError: the store cannot be written to.
         """
+        self._make_room(path)
         write_atomically(path, data, self.scratch())
 
     def clean_leftovers(self) -> None:
@@ -263,6 +265,15 @@ class Store:
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
+    def _make_room(self, path: Path) -> None:
+        """Sets aside what lies where a record belongs and is no file: no file would take the place of a folder."""
+        if not os.path.lexists(path) or (path.is_file() and not path.is_symlink()):
+            return
+        target = self.root / "quarantine" / f"{path.name}-{time.monotonic_ns()}"
+        make_folder(target.parent)
+        path.rename(target)
+        self.objects.on_damage(f"{path} is no file that a build has made: set aside in {target}, made again")
+
     def _presence(self) -> Session:
         with self._mutex:
             if self._session is None:
@@ -272,7 +283,7 @@ class Store:
     def _found(self, action: dict[str, Any]) -> Result | None:
         entries = tuple(FileEntry(**entry) for entry in action["files"])
         if not self.objects.verify(action["object"], entries):
-            self.objects.set_aside(action["object"])
+            self.objects.set_aside(action["object"], entries)
             return None
         path = self.object_path(action["object"])
         return Result(action["key"], action["object"], path, entries, float(action["seconds"]), action["loaded"])

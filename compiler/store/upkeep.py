@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compiler.canonical import digest, file_digest
+from compiler.canonical import FileEntry, digest, file_digest
 from compiler.disk import explain_os_errors, explained, remove_tree
+from compiler.foreign_json import read_json
 from compiler.store import latest, locks
 from compiler.store.objects import is_whole
 from compiler.store.records import read_sealed
@@ -20,6 +20,8 @@ from compiler.store.session import UPKEEP, pinned, sweep, upkeep_lock
 from compiler.store.store import Store
 
 KEEP = 1
+GROUPED = ("objects", "actions", "verified", "last", "latest", "reads")
+"""Folders of the store that hold folders alone."""
 
 
 @dataclass(frozen=True)
@@ -174,20 +176,12 @@ def check(store: Store, artifacts: Path, repair: bool, told: Callable[[str], Non
     With `repair` what is damaged is set aside or forgotten, and the next build makes it again; a finished version is
     only named, because it may be elsewhere already. `told` hears what is being checked.
     """
+    told("folders and locks")
+    for path in _in_the_way(store):
+        yield _forget(path, f"{_short(store, path)} is nothing that a build has made", repair)
     told("results")
-    aside = set()
-    for path in sorted((store.root / "objects").glob("*/*")):
-        if not is_whole(path) and path.exists():  # somebody may have collected it meanwhile
-            if repair and store.object_path(path.name) == path:
-                store.objects.set_aside(path.name)
-                aside.add(path.name)
-            elif repair:  # nothing that a store has made
-                with contextlib.suppress(OSError):
-                    remove_tree(path)
-            yield Damage(
-                f"the result {path.name[:12]} ({_short(store, path)}) does not match its digest",
-                "set aside in quarantine/, made again by the next build" if repair and not path.exists() else "",
-            )
+    aside: set[str] = set()
+    yield from _check_results(store, repair, aside)
     told("records")
     for path in _actions(store):
         action = read_sealed(path)
@@ -209,6 +203,43 @@ def check(store: Store, artifacts: Path, repair: bool, told: Callable[[str], Non
         yield Damage(what, "restored" if mended else "")
 
 
+def _check_results(store: Store, repair: bool, aside: set[str]) -> Iterator[Damage]:
+    """Results that are not what their names say; those that were set aside are added to `aside`."""
+    known = _known_entries(store)
+    for path in sorted((store.root / "objects").glob("*/*")):
+        if is_whole(path, known.get(path.name)) or not os.path.lexists(path):  # collected by somebody meanwhile
+            continue
+        if repair and store.object_path(path.name) == path:
+            store.objects.set_aside(path.name, known.get(path.name))
+            aside.add(path.name)
+        elif repair:  # nothing that a store has made
+            with contextlib.suppress(OSError):
+                remove_tree(path)
+        mended = repair and not os.path.lexists(path)
+        yield Damage(
+            f"the result {path.name[:12]} ({_short(store, path)}) does not match its digest",
+            "set aside in quarantine/, made again by the next build" if mended else "",
+        )
+
+
+def _in_the_way(store: Store) -> list[Path]:
+    """What lies where folders and locks of the store belong, and is neither."""
+    folders = [store.root / name for name in (*GROUPED, "versions", "work", "failures", "quarantine", "locks")]
+    folders += [path for name in GROUPED for path in sorted((store.root / name).glob("*"))]
+    wrong = [path for path in folders if os.path.lexists(path) and not path.is_dir()]
+    return [*wrong, *(path for path in sorted((store.root / "locks").glob("*")) if not path.is_file())]
+
+
+def _known_entries(store: Store) -> dict[str, tuple[FileEntry, ...]]:
+    """The files of each result, as the record of its step lists them."""
+    found = {}
+    for action in map(read_sealed, _actions(store)):
+        if action is not None:
+            with contextlib.suppress(KeyError, TypeError):
+                found[str(action["object"])] = tuple(FileEntry(**entry) for entry in action["files"])
+    return found
+
+
 def _is_action(action: Mapping[str, Any], key: str) -> bool:
     try:
         named = (action["object"], action["step"], action["scope"])
@@ -222,7 +253,7 @@ def _check_memo(store: Store, repair: bool) -> Iterator[Damage]:
     path = store.root / "memo.json"
     memo = read_sealed(path)
     if memo is None:
-        if path.exists():
+        if os.path.lexists(path):
             yield _forget(path, "what is remembered of inputs (memo.json) is not as it was written", repair)
         return
     wrong = []
@@ -233,7 +264,7 @@ def _check_memo(store: Store, repair: bool) -> Iterator[Damage]:
         with contextlib.suppress(OSError):
             info = Path(file).stat()
             now = [info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino]
-            if now == seen and file_digest(Path(file)) != value:
+            if now == seen and Path(file).is_file() and file_digest(Path(file)) != value:
                 wrong.append(file)
     for file in wrong:
         yield Damage(f"{file} has other content than when it was last read, though its size and times are the same")
@@ -256,7 +287,7 @@ def _forget(path: Path, what: str, repair: bool) -> Damage:
     if repair:
         with contextlib.suppress(OSError):
             remove_tree(path)
-    return Damage(what, "forgotten, made again by the next build" if repair and not path.exists() else "")
+    return Damage(what, "forgotten, made again by the next build" if repair and not os.path.lexists(path) else "")
 
 
 def _short(store: Store, path: Path) -> str:
@@ -301,12 +332,13 @@ def _needed_keys(artifacts: Path, keep: int | None) -> dict[str, int]:
 
 def _versions(artifacts: Path) -> list[Path]:
     """The folders of finished versions, by model, target and version."""
-    return sorted(p.parent for p in artifacts.glob("[!.]*/[!.]*/[!.]*/manifest.json") if not p.parent.is_symlink())
+    folders = artifacts.glob("[!.]*/[!.]*/[!.]*")
+    return sorted(p for p in folders if not p.is_symlink() and os.path.lexists(p / latest.MANIFEST))
 
 
 def _keys_of(folder: Path) -> list[str]:
     try:
-        steps = json.loads((folder / "manifest.json").read_bytes())["steps"]
+        steps = read_json(folder / "manifest.json")["steps"]
         return [step["key"] for step in steps if isinstance(step.get("key"), str)]
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return []

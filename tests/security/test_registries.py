@@ -23,9 +23,9 @@ from typing import Any
 
 import pytest
 from conftest import First, command, environment
-from hostile_registry import Got, Hostile, Reply, hostile
 from hypothesis import given
 from hypothesis import strategies as st
+from security.hostile_registry import Got, Hostile, Reply, hostile
 
 from compiler.errors import ConfigError, IntegrityError, StepError
 from compiler.registries import GO_ON, Broken, connect, credentials, http, oci, patience, seen, upload
