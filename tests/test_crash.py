@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import platform
 import random
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT, Done, Project, environment
+from conftest import QUICK, ROOT, Done, Project, environment
 from faults import KILL, NUMBERS, TORN, Call, Decision, Watched, watch
 
 from compiler.canonical import digest, plain, tree_digest, tree_entries
@@ -317,6 +319,47 @@ def test_build_survives_the_fault_at_every_call_that_changes_a_file(watcher: Wat
     came = watcher.survive(numbers, name)
     print(f"{name}, part {part} of {PARTS}: {came} of {came}")
     assert came > 0.9 * len(numbers)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_build_survives_200_kills_at_random_calls(watcher: Watcher) -> None:
+    numbers = watcher.numbers("kill")
+    came = watcher.survive(random.Random(1).sample(numbers, 200), "kill")
+    print(f"{came} of 200 kills among {len(numbers)} calls came; after each the next build was whole")
+    assert came >= 180
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_real_build_survives_ten_kills_at_random_moments(tmp_path: Path) -> None:
+    """PyTorch, ONNX Runtime and their workers: what is left is whole, no process stays, the next build ends well."""
+    draw = random.Random(2)
+    env = {**environment(), "TMPDIR": str(tmp_path)}
+    line = [
+        sys.executable, "-m", "compiler", "target=host", "model=mobilenetv3", *QUICK,
+        "candidates=[onnxruntime_fp32,onnxruntime_int8]",
+        "data.splits={train: 1000, calibration: 16, selection: 32, report: 32}",
+    ]  # fmt: skip
+    began = time.monotonic()
+    subprocess.run([*line, f"artifacts_dir={tmp_path}/whole"], cwd=ROOT, env=env, check=True, capture_output=True)
+    lasted = time.monotonic() - began
+    for number in range(10):
+        artifacts = tmp_path / f"killed-{number}"
+        command = [*line, f"artifacts_dir={artifacts}"]
+        moment = draw.uniform(0.05, 0.95) * lasted
+        with subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as build:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                build.wait(moment)
+            build.kill()
+        assert _damage(artifacts) == [], f"killed after {moment:.1f} s"
+        again = subprocess.run(command, cwd=ROOT, env=env, check=False, capture_output=True, text=True)
+        assert again.returncode == 0, again.stderr
+        assert _damage(artifacts) == [] and _leftovers(artifacts) == [], f"killed after {moment:.1f} s"
+        print(
+            f"killed after {moment:.1f} of {lasted:.1f} s: {'whole' if build.returncode == -9 else 'was done already'}"
+        )
+        shutil.rmtree(artifacts)
 
 
 def test_build_survives_faults_at_some_calls(watcher: Watcher) -> None:
