@@ -11,8 +11,10 @@ import sys
 from collections.abc import Iterator
 
 from compiler.commands.arguments import Parser, add_config_flags, parser
-from compiler.config import expand_sweep, hydra_errors, register_resolvers, search_path
+from compiler.config import expand_sweep, search_path
+from compiler.hydra_errors import hydra_errors
 from compiler.overrides import check_override, conf_dir, expand_models
+from compiler.resolvers import register_resolvers
 
 CONFIGS = ("job", "hydra", "all")
 TOPICS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")

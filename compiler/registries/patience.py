@@ -11,7 +11,7 @@ from compiler.registries import Broken
 from compiler.registries.workers import current
 
 PATIENCE_S = 60.0
-"""Since the registry last got further: longer than one stall (`http.ANSWER_S`), so that another attempt follows it."""
+"""Since the registry last got further: longer than one stall (`timed.ANSWER_S`), so that another attempt follows it."""
 MOST_RETRY_AFTER_S = 300.0
 """Of all the time that a registry asks to be left alone without getting further."""
 SLOWEST_PER_S = 1024

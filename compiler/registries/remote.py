@@ -13,11 +13,12 @@ from urllib.parse import quote
 
 from compiler.errors import IntegrityError, StepError
 from compiler.registries import Broken, Tell, Unless, addresses, proxies
-from compiler.registries.http import ANSWER_S, PASSING, Answer, Http, Origin, origin_of
+from compiler.registries.http import PASSING, Answer, Http, Origin, origin_of
 from compiler.registries.oci import INDEX_TYPE, MANIFEST_TYPE, MAX_MANIFEST_BYTES, Descriptor, digest_of
 from compiler.registries.patience import Patience
 from compiler.registries.reference import DIGEST, TAG
 from compiler.registries.sign_in import SignIn
+from compiler.registries.timed import ANSWER_S
 from compiler.registries.upload import NUMBER, Upload
 from compiler.registries.workers import current
 

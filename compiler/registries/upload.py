@@ -11,9 +11,10 @@ from urllib.parse import quote
 from compiler.canonical import CHUNK
 from compiler.errors import IntegrityError, StepError
 from compiler.registries import Broken, Tell
-from compiler.registries.http import ANSWER_S, PASSING, Answer
+from compiler.registries.http import PASSING, Answer
 from compiler.registries.oci import Descriptor
 from compiler.registries.patience import Patience
+from compiler.registries.timed import ANSWER_S
 
 if TYPE_CHECKING:
     from compiler.registries.remote import Remote

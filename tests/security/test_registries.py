@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from security.hostile_registry import Got, Hostile, Reply, hostile
 
 from compiler.errors import ConfigError, IntegrityError, StepError
-from compiler.registries import GO_ON, Broken, connect, credentials, http, oci, patience, seen, upload
+from compiler.registries import GO_ON, Broken, connect, credentials, http, oci, patience, seen, timed, upload
 from compiler.registries.addresses import check_reachable, range_of
 from compiler.registries.http import Http, origin_of, retry_after
 from compiler.registries.layout import Layout
@@ -459,7 +459,7 @@ def slowly(data: bytes) -> Iterator[bytes]:
 def test_stall_is_tried_again_from_where_it_was(
     registry: Hostile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert http.ANSWER_S * 2 <= patience.PATIENCE_S
+    assert timed.ANSWER_S * 2 <= patience.PATIENCE_S
     monkeypatch.setattr(Http.ask, "__defaults__", (0.3,))
     monkeypatch.setattr(Remote.ask, "__defaults__", (None, None, False, 0.3))
     monkeypatch.setattr(patience, "QUIET_S", 0.2)
@@ -769,7 +769,8 @@ SLOW: dict[str, tuple[bytes, bytes]] = {
 @pytest.mark.parametrize("what", SLOW)
 def test_answer_that_never_ends_is_given_up(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every byte would reset a socket's own timeout."""
-    monkeypatch.setattr(http, "ANSWER_S", 0.5)
+    for module in (http, timed):
+        monkeypatch.setattr(module, "ANSWER_S", 0.5)
     monkeypatch.setattr(Http.ask, "__defaults__", (0.5,))
     monkeypatch.setattr(Remote.ask, "__defaults__", (*(Remote.ask.__defaults__ or ())[:-1], 0.5))
     monkeypatch.setattr(Patience.__init__, "__defaults__", (1.0,))
