@@ -161,10 +161,10 @@ def _edit(world: World, count: int, seed: int) -> Counter[str]:
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
-def test_after_80_edits_of_an_own_network_every_result_is_a_clean_builds(tmp_path: Path) -> None:
-    tally = _edit(World(tmp_path), 80, seed=0)
+def test_after_30_edits_of_an_own_network_every_result_is_a_clean_builds(tmp_path: Path) -> None:
+    tally = _edit(World(tmp_path), 30, seed=0)
     print(dict(tally))
-    assert min(tally[kind] for kind in ("code", "beside", "apart", "touch")) >= 5
+    assert min(tally[kind] for kind in ("code", "beside", "apart", "touch")) >= 2
 
 
 def test_after_some_edits_of_an_own_network_every_result_is_a_clean_builds(tmp_path: Path) -> None:
