@@ -15,7 +15,7 @@ from compiler.backends import openvino
 from compiler.conversion import PROBE, SIGNATURE
 from compiler.errors import ConfigError, StepError
 from compiler.plan import make_stage
-from compiler.stages import _optimized
+from compiler.stages import _optimized, quantize
 from compiler.stages._kept import next_to_infinities
 from compiler.stages.calibrate import Calibrate, finite_values, infinite_tensors, ranges
 
@@ -103,3 +103,70 @@ def test_optimizations_that_spoil_a_model_are_named(
 
     monkeypatch.setattr(_optimized, "_answers", answers)
     assert _optimized.spoiled_by(tmp_path / "model.onnx", inputs) == expected
+
+
+def attending(folder: Path) -> dict[str, Path]:
+    """Inputs of `quantize`: attention of x (1, 3, 4, 4) to itself, between two linear layers, to y (1, 4)."""
+    inputs = masked(folder)
+    draw = np.random.default_rng(6)
+    query, value = (draw.normal(size=(4, 4)).astype(np.float32) for _ in range(2))
+    nodes = [
+        helper.make_node("MatMul", ["x", "query"], ["q"], "linear"),
+        helper.make_node("Transpose", ["x"], ["k"], "turn", perm=[0, 1, 3, 2]),
+        helper.make_node("MatMul", ["q", "k"], ["scores"], "score"),
+        helper.make_node("Softmax", ["scores"], ["shares"], "softmax"),
+        helper.make_node("MatMul", ["shares", "x"], ["mixed"], "mix"),
+        helper.make_node("MatMul", ["mixed", "value"], ["out"], "project"),
+        helper.make_node("ReduceMean", ["out"], ["y"], "mean", axes=[1, 2], keepdims=0),
+    ]
+    graph = helper.make_graph(
+        nodes, "attention",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3, 4, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4])],
+        [numpy_helper.from_array(query, "query"), numpy_helper.from_array(value, "value")],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, folder / "model" / "model.onnx")
+    (folder / "calibration").mkdir()
+    Calibrate().run(inputs, folder / "calibration")
+    return {**inputs, "calibration": folder / "calibration"}
+
+
+def _int8(model: Path) -> set[str]:
+    """The nodes that stand between DequantizeLinear and QuantizeLinear, which is what an int8 operator is made of."""
+    graph = onnx.load(str(model)).graph
+    made = {name: node.op_type for node in graph.node for name in node.output}
+    read = {name for node in graph.node if node.op_type == "QuantizeLinear" for name in node.input}
+    return {
+        node.name
+        for node in graph.node
+        if made.get(node.input[0]) == "DequantizeLinear" and not read.isdisjoint(node.output)
+    }
+
+
+@pytest.mark.parametrize(
+    ("spoiling", "left", "still_int8"),
+    [
+        ("softmax", ["mix", "score", "softmax"], {"linear", "project"}),
+        ("project", ["linear", "mix", "project", "score", "softmax"], set()),
+    ],
+)
+def test_operators_whose_fusion_spoils_the_answers_stay_float_and_are_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoiling: str, left: list[str], still_int8: set[str]
+) -> None:
+    """What an optimization spoils depends on the CPU; here it is said to spoil one operator."""
+    inputs, out = attending(tmp_path), tmp_path / "out"
+    out.mkdir()
+    asked: list[bool] = []
+
+    def spoiled(model: Path, given: Any) -> str | None:
+        asked.append(spoiling in _int8(model))
+        return _optimized.FUSER if asked[-1] else None
+
+    monkeypatch.setattr(quantize, "spoiled_by", spoiled)
+    facts = quantize.Quantize(ranges="minmax").convert(inputs, out)
+    assert facts["optimizer"] == {"name": _optimized.FUSER, "left_float": left} and asked[-2:] == [True, False]
+    assert _int8(out / "model.onnx") & {"linear", "score", "softmax", "mix", "project"} == still_int8
+    monkeypatch.setattr(quantize, "spoiled_by", lambda model, given: _optimized.FUSER)
+    with pytest.raises(StepError, match=_optimized.FUSER):
+        quantize.Quantize(ranges="minmax").convert(inputs, out)

@@ -25,6 +25,25 @@ def kept_nodes(graph: Any, keep: Iterable[str]) -> set[str]:
     return result
 
 
+def attention(graph: Any) -> set[str]:
+    """Return the labels of the Softmax nodes, and of the MatMul nodes around them: those that multiply two activations.
+
+    Softmax alone could not stay float: between two int8 products its input and output are int8 all the same.
+    """
+    constant = {tensor.name for tensor in graph.initializer}
+    constant |= {name for node in graph.node if node.op_type == "Constant" for name in node.output}
+    return {
+        label(node)
+        for node in graph.node
+        if node.op_type == "Softmax" or (node.op_type == "MatMul" and constant.isdisjoint(node.input))
+    }
+
+
+def products(graph: Any) -> set[str]:
+    """Return the labels of all Softmax and MatMul nodes."""
+    return {label(node) for node in graph.node if node.op_type in ("Softmax", "MatMul")}
+
+
 def next_to_infinities(graph: Any, tensors: Collection[str]) -> set[str]:
     """Return the labels of the nodes that read or write one of `tensors`, or read a constant that is not finite."""
     import numpy as np

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -14,7 +14,7 @@ from compiler.qdq import violations
 from compiler.stage import PREVIOUS
 from compiler.stages import _limits
 from compiler.stages._explicit import place
-from compiler.stages._kept import kept_nodes, next_to_infinities
+from compiler.stages._kept import attention, kept_nodes, next_to_infinities, products
 from compiler.stages._model_files import save_onnx
 from compiler.stages._optimized import spoiled_by
 from compiler.stages.calibrate import infinite_tensors, ranges
@@ -22,8 +22,8 @@ from compiler.stages.calibrate import infinite_tensors, ranges
 SYMMETRIC = ("uint8_asymmetric", "int8_symmetric")
 PLACEMENTS = {"onnxruntime": ("minmax", "percentile"), "tensorrt": _limits.METHODS}
 """Who is to fuse the Q/DQ pairs -> the ways of choosing ranges that there are for it."""
-ATTENTION = (("Softmax",), ("Softmax", "MatMul"))
-"""What is left float, in turn, where ONNX Runtime's optimizations get attention wrong."""
+FLOAT_IN_TURN: tuple[Callable[[Any], set[str]], ...] = (lambda graph: set(), attention, products)
+"""What is left float, from the graph: nothing, and more in turn where ONNX Runtime's optimizations get it wrong."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -37,8 +37,8 @@ class Quantize(Conversion):
 
     Ranges come from the histograms of `calibrate`; what reads or writes infinities (masked attention) stays float. For
     `onnxruntime` the answers with graph optimizations are compared with those without: where they are spoiled, Softmax
-    and then MatMul stay float too, and `optimizer` in the facts says so. `keep` names nodes,
-    or operator types, that stay float.
+    and the products of two activations stay float too, then every MatMul, and `optimizer` in the facts says so. `keep`
+    names nodes, or operator types, that stay float.
     """
 
     inputs: ClassVar[Mapping[str, str]] = {"model": PREVIOUS, "samples": "samples", "calibration": "calibrate"}
@@ -103,19 +103,21 @@ class Quantize(Conversion):
     def _for_onnxruntime(self, inputs: Mapping[str, Path], out: Path) -> dict[str, Any]:
         """Quantizes; where optimizations spoil the result, again with more of attention in float."""
         cause = None
-        for kept in ((), *ATTENTION):
-            facts = self._pairs(inputs, out, kept)
+        for choose in FLOAT_IN_TURN:
+            facts, left = self._pairs(inputs, out, choose)
             spoiled = spoiled_by(out / "model.onnx", inputs)
             if spoiled is None:
-                return {**facts, "optimizer": {"name": cause, "left_float": list(kept)}} if cause else facts
+                return {**facts, "optimizer": {"name": cause, "left_float": left}} if cause else facts
             cause = cause or spoiled
         raise StepError(
             f"ONNX Runtime's graph optimizations change what the Q/DQ model computes: {cause}",
             fix="name more operators in keep, such as keep=[LayerNormalization,Add], or leave this candidate out",
         )
 
-    def _pairs(self, inputs: Mapping[str, Path], out: Path, more: tuple[str, ...]) -> dict[str, Any]:
-        """Writes the Q/DQ model; `more` are operator types that stay float besides those of `keep`."""
+    def _pairs(
+        self, inputs: Mapping[str, Path], out: Path, choose: Callable[[Any], set[str]]
+    ) -> tuple[dict[str, Any], list[str]]:
+        """Writes the Q/DQ model; returns its facts, and the nodes that `choose` leaves float beside those of `keep`."""
         import numpy as np
         import onnx
         from onnxruntime.quantization import QDQQuantizer, QuantType
@@ -126,8 +128,8 @@ class Quantize(Conversion):
         symmetric = self.activations == "int8_symmetric"
         spans = ranges(inputs["calibration"], self.ranges, self.percentile)
         endless = next_to_infinities(model.graph, infinite_tensors(inputs["calibration"]))
-        present = {node.op_type for node in model.graph.node}
-        kept = kept_nodes(model.graph, (*self.keep, *(kind for kind in more if kind in present)))
+        chosen = choose(model.graph)
+        kept = kept_nodes(model.graph, self.keep) | chosen
         data = {
             name: TensorData(lowest=np.array(min(low, 0.0), np.float32), highest=np.array(max(high, 0.0), np.float32))
             for name, (low, high) in spans.items()
@@ -148,7 +150,7 @@ class Quantize(Conversion):
         result = quantizer.model.model
         del result.graph.value_info[:]  # the quantizer's guesses at open dimensions
         save_onnx(result, out / "model.onnx")
-        return {**_counts(result), **({"float_for_infinities": sorted(endless)} if endless else {})}
+        return {**_counts(result), **({"float_for_infinities": sorted(endless)} if endless else {})}, sorted(chosen)
 
 
 def _counts(model: Any) -> dict[str, int]:
