@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compiler.canonical import file_digest, list_files
-from compiler.disk import copy
+from compiler.disk import copy, write_array
 from compiler.runtime.bundle import BUNDLE_VERSION, REFERENCE_ENTRY, SAMPLES, SPEC
-from compiler.stage import write_array
 
 if TYPE_CHECKING:
     import numpy as np

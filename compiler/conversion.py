@@ -13,9 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from compiler.disk import write_array
 from compiler.errors import ConfigError, StepError
 from compiler.runtime.names import module_of
-from compiler.stage import PREVIOUS, Stage, write_array, write_json
+from compiler.stage import PREVIOUS, Stage, write_json
 from compiler.uneven import uneven_layers
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from compiler.errors import CompilerError, ConfigError, DiskFullError, StepError
@@ -191,6 +192,18 @@ def _remove_deep(path: Path) -> None:
                 number += 1
             folder.rmdir()
     shutil.rmtree(path)
+
+
+def write_array(path: Path, array: Any) -> None:
+    """Writes a `.npy` file as `numpy.save` does, which does not notice that the disk is full: it writes through C.
+
+    Raises:
+        OSError: not every byte could be written.
+    """
+    import numpy as np
+
+    with path.open("wb") as stream:
+        np.save(SimpleNamespace(write=stream.write), array)
 
 
 def fsync(path: Path) -> None:

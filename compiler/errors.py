@@ -54,6 +54,10 @@ class StepError(CompilerError):
     exit_code = 5
 
 
+class OutOfMemory(StepError):
+    """A visit needed more memory than it may have, or than there is."""
+
+
 class DiskFullError(StepError):
     """No space is left: it fails the whole build, since no other step would fare better."""
 

@@ -14,7 +14,6 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, ClassVar
 
 FACTS = "facts.json"
@@ -103,18 +102,6 @@ def read_facts(result: Path) -> dict[str, Any]:
 def write_json(path: Path, value: object) -> None:
     """Writes indented JSON with sorted keys, so that equal values give equal bytes."""
     path.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
-
-
-def write_array(path: Path, array: Any) -> None:
-    """Writes a `.npy` file as `numpy.save` does, which does not notice that the disk is full: it writes through C.
-
-    Raises:
-        OSError: not every byte could be written.
-    """
-    import numpy as np
-
-    with path.open("wb") as stream:
-        np.save(SimpleNamespace(write=stream.write), array)
 
 
 def cache_folder(name: str) -> Path | None:

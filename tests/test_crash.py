@@ -21,10 +21,9 @@ from conftest import QUICK, ROOT, Done, Project, environment
 from faults import KILL, NUMBERS, TORN, Call, Decision, Watched, watch
 
 from compiler.canonical import digest, plain, tree_digest, tree_entries
-from compiler.disk import explain_os_errors
+from compiler.disk import explain_os_errors, write_array
 from compiler.errors import CompilerError
 from compiler.runtime.verify import verify
-from compiler.stage import write_array
 from compiler.store import Origin, Store
 from compiler.store.records import read_sealed, sealed
 from compiler.turns import turn

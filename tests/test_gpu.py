@@ -15,12 +15,12 @@ from conftest import ROOT
 from mock_gpu import T4, MockCudaRuntime, MockNvidiaSmi, install_cuda
 
 from compiler import bundle as bundles
-from compiler.errors import ConfigError, MissingToolError, StepError
+from compiler.errors import ConfigError, MissingToolError, OutOfMemory, StepError
 from compiler.runtime import gpu, host, rounds, sweep
 from compiler.runtime.device import DeviceSession, on_tensor_cores
 from compiler.runtime.measure import measure, on_gpu
 from compiler.runtime.session import open_model
-from compiler.runtime.visitor import OutOfMemory, Visitor
+from compiler.runtime.visitor import Visitor
 
 SIGNATURE = {
     "inputs": [{"name": "x", "dtype": "float32", "shape": [1, 2, 2, 3], "layout": "NHWC"}],
@@ -249,7 +249,7 @@ def test_rounds_that_disagree_about_tensor_cores_do_not_know() -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        "compiler.runtime.visitor.OutOfMemory: cudaMalloc failed: cudaErrorMemoryAllocation (out of memory)",
+        "compiler.errors.OutOfMemory: cudaMalloc failed: cudaErrorMemoryAllocation (out of memory)",
         "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.",
         "onnxruntime.capi.onnxruntime_pybind11_state.RuntimeException: CUDA failure 2: out of memory ; GPU=0",
     ],

@@ -14,12 +14,12 @@ from mock_gpu import T4, MockCudaRuntime, MockNvidiaSmi, install_cuda
 from mock_tensorrt import API, MockTensorRT
 from tensorrt_names import describe
 
-from compiler.errors import ConfigError, IntegrityError, MissingToolError, StepError
+from compiler.errors import ConfigError, IntegrityError, MissingToolError, OutOfMemory, StepError
 from compiler.runtime import bound, cuda, gpu
 from compiler.runtime.session import open_model
 from compiler.runtime.tensorrt_engine import Cache, build, read_layers
 from compiler.runtime.tensorrt_versions import Versions
-from compiler.runtime.visitor import NO_MEMORY, OutOfMemory
+from compiler.runtime.visitor import NO_MEMORY
 
 VERSIONS = ["10", "11"]
 PROFILE = (1, 2, 4)

@@ -15,8 +15,9 @@ from typing import Any, ClassVar
 
 from compiler.conversion import PROBE, SIGNATURE, Conversion, probe
 from compiler.data.splits import digest
+from compiler.disk import write_array
 from compiler.errors import StepError
-from compiler.stage import Stage, write_array, write_json
+from compiler.stage import Stage, write_json
 
 SPLITS = {"calibration": 64, "selection": 100, "report": 400}
 

@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from compiler.errors import StepError
+from compiler.errors import OutOfMemory, StepError
 from compiler.runtime.session import Array
-from compiler.runtime.visitor import OutOfMemory
 
 MEMORY_ERRORS = ("cudaErrorMemoryAllocation", "cudaErrorMemoryValueTooLarge")
 MB = 1 << 20

@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compiler.errors import MissingToolError, StepError
+from compiler.errors import MissingToolError, OutOfMemory, StepError
 from compiler.runtime import control_group, memory, sensors
 from compiler.runtime.names import ON_GPU
 from compiler.runtime.pipeline import CALLS_SHARE
-from compiler.runtime.visitor import OutOfMemory, Visitor, pool_threads
+from compiler.runtime.visitor import Visitor, pool_threads
 
 PASSES = 10
 DEVICE_CALLS = 50

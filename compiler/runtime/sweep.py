@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compiler.errors import ConfigError, MissingToolError, StepError
+from compiler.errors import ConfigError, MissingToolError, OutOfMemory, StepError
 from compiler.runtime import gpu, host, memory
 from compiler.runtime.bundle import REFERENCE, read
 from compiler.runtime.names import ON_GPU
-from compiler.runtime.visitor import OutOfMemory, Visitor
+from compiler.runtime.visitor import Visitor
 
 MEMORY_SHARE = 0.8
 """Of what is free now: the limit where no budget says less."""

@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from compiler.errors import StepError
+from compiler.errors import OutOfMemory, StepError
 from compiler.runtime import bound
 from compiler.runtime.cuda_session import CudaSession
 from compiler.runtime.session import batch_of, check_range, settle, tensor
 from compiler.runtime.tensorrt_engine import binding
 from compiler.runtime.tensorrt_versions import Versions, installed, is_full
-from compiler.runtime.visitor import OutOfMemory
 
 
 class TensorrtSession(CudaSession):

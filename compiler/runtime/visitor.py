@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from compiler.errors import MissingToolError, StepError
+from compiler.errors import MissingToolError, OutOfMemory, StepError
 from compiler.runtime.memory import resident_mb
 
 TIME_LIMIT_S = 600.0
@@ -30,10 +30,6 @@ NO_MEMORY = (
 )  # fmt: skip
 """In the last words of a process that ran out of memory: the host's, or the GPU's in the words of CUDA, cuDNN, cuBLAS,
 of PyTorch and of ONNX Runtime."""
-
-
-class OutOfMemory(StepError):
-    """A visit needed more memory than it may have, or than there is."""
 
 
 class Visitor:

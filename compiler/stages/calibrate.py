@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from compiler.conversion import SIGNATURE
+from compiler.disk import write_array
 from compiler.errors import StepError
 from compiler.limits import Between
-from compiler.stage import Stage, report_progress, write_array, write_json
+from compiler.stage import Stage, report_progress, write_json
 from compiler.uneven import RECORD, ChannelRanges
 
 if TYPE_CHECKING:

@@ -18,9 +18,10 @@ from compiler.conversion import (
     probe_images,
     takes_batches,
 )
+from compiler.disk import write_array
 from compiler.errors import ConfigError, StepError, unknown_name
 from compiler.limits import Between
-from compiler.stage import Stage, write_array, write_json
+from compiler.stage import Stage, write_json
 from compiler.stages._architectures import architectures
 from compiler.stages._checkpoint import check_kind, read_metadata, read_sets
 from compiler.stages._fit import fit

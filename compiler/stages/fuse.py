@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from compiler.conversion import PROBE, SIGNATURE, compare, judge, probe, takes_batches
-from compiler.stage import Stage, write_array, write_json
+from compiler.disk import write_array
+from compiler.stage import Stage, write_json
 from compiler.stages._model_files import save_onnx, save_program
 
 

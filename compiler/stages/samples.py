@@ -11,10 +11,11 @@ import compiler.data.digits
 from compiler.data.imagefolder import UNREADABLE, ImageFolder
 from compiler.data.source import Source
 from compiler.data.splits import digest, split
+from compiler.disk import write_array
 from compiler.errors import ConfigError
 from compiler.limits import Between, OneOf
 from compiler.pictures import ORIENTATIONS
-from compiler.stage import Stage, report_progress, write_array, write_json
+from compiler.stage import Stage, report_progress, write_json
 
 STORED = ("calibration", "selection", "report")
 LARGEST_SIDE = 10_000
