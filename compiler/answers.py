@@ -19,7 +19,7 @@ ANSWER, PROGRESS = "answer.json", "progress.json"
 LARGEST_ANSWER = 16 << 20
 LARGEST_PROGRESS = 4 << 10
 LARGEST_FACTS = 16 << 20
-"""Of a step's facts, as UTF-8. What is larger is no fact but a file of the result."""
+"""Of a step's facts, as UTF-8. Larger data belongs in a file of the result."""
 DEEPEST_FACTS = 64
 """How deeply a step's facts may be nested."""
 
@@ -42,8 +42,8 @@ def read_answer(folder: Path) -> Answer:
     """The answer of the worker whose folder this is.
 
     Raises:
-        OSError: there is none, or it cannot be opened.
-        ValueError: it is none that a worker writes.
+        OSError: the file is missing or cannot be opened.
+        ValueError: the file does not hold an answer as a worker writes it.
     """
     record = _mapping("it", read_json(folder / ANSWER, LARGEST_ANSWER))
     if record.get("ok") is True:
@@ -96,7 +96,7 @@ def read_checked_facts(file: Path) -> dict[str, Any]:
 
     Raises:
         OSError: the file cannot be opened.
-        ValueError: they are none.
+        ValueError: the file does not hold valid facts.
     """
     return check_facts(read_json(file, 2 * LARGEST_FACTS))  # indented, they are longer
 
@@ -112,9 +112,9 @@ def _check_known(facts: Mapping[str, Any]) -> None:
     """The facts that manifests take over, and whose form others rely on."""
     fidelity, bound_to = facts.get("fidelity"), facts.get("bound_to")
     if fidelity is not None and not _all_of(fidelity, (int, float, bool, type(None))):
-        raise ValueError("fidelity is no mapping of names to numbers")
+        raise ValueError("fidelity is not a mapping of names to numbers")
     if "bound_to" in facts and not _all_of(bound_to, (str,)):
-        raise ValueError("bound_to is no mapping of names to texts")
+        raise ValueError("bound_to is not a mapping of names to strings")
 
 
 def _all_of(value: object, kinds: tuple[type, ...]) -> bool:
@@ -134,13 +134,13 @@ def _depth(value: object) -> int:
 
 def _mapping(name: str, value: object) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ValueError(f"{name} is no mapping")
+        raise ValueError(f"{name} is not a mapping")
     return value
 
 
 def _list(name: str, value: object) -> list[Any]:
     if not isinstance(value, list):
-        raise ValueError(f"{name} is no list")
+        raise ValueError(f"{name} is not a list")
     return value
 
 
@@ -155,4 +155,4 @@ def _text(name: str, value: object) -> str:
             return value
     except UnicodeEncodeError:
         pass
-    raise ValueError(f"{name} holds what is no text")
+    raise ValueError(f"{name} holds a value that is not a string")

@@ -42,7 +42,7 @@ def read_limited(file: Path, limit: int) -> bytes:
 
 
 def open_lock_file(file: Path) -> IO[str]:
-    """A regular file to take locks on, made where there is none; opened for reading and appending.
+    """Open a regular file to take locks on, for reading and appending; create it if it is missing.
 
     Raises:
         OSError: it cannot be made or opened, or what is there is not a regular file.

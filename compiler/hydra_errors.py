@@ -28,7 +28,7 @@ def hydra_errors(config_dirs: Sequence[Path] = ()) -> Iterator[None]:
         raise translated(error) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise unreadable(error, config_dirs) from None
-    except (ValueError, TypeError) as error:  # Hydra's own, for an override of a group by what is no name
+    except (ValueError, TypeError) as error:  # Hydra's own, for an override of a group by a value that is not a name
         raise ConfigError(
             str(error), fix="a group takes the name of one of its files; set single keys as GROUP.KEY"
         ) from error

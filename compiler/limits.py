@@ -1,4 +1,4 @@
-"""What values a field may have, beside its type: `Annotated[float, Between(0, 100)]`; checked once it is set."""
+"""Limits on the values of a field, as part of its type: `Annotated[float, Between(0, 100)]`."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def _check_model(out: Path, model: str) -> None:
         claims.check_signature(read_json(out / SIGNATURE))
     except (OSError, ValueError) as error:
         raise UnfitError(
-            f"its {SIGNATURE} is none: {_said(error)}", fix="write it as compiler.conversion.Conversion does"
+            f"its {SIGNATURE} is not valid: {_said(error)}", fix="write it as compiler.conversion.Conversion does"
         ) from None
 
 

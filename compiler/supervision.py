@@ -42,7 +42,7 @@ def adopt_orphans() -> None:
 
 @contextlib.contextmanager
 def known(pid: int) -> Iterator[None]:
-    """While a worker that this process started is no stray."""
+    """While `pid` belongs to a worker of this build, so that `end_strays` spares it."""
     _known.add(pid)
     try:
         yield

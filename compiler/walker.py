@@ -38,7 +38,7 @@ AT_ONCE.set()
 class _Damaged(Exception):
     """The results of `sources`, which a step needs, did not verify and were set aside: it is run again.
 
-    `alone`: then with no other beside it, which tells whether it is the step itself that changes them.
+    `alone`: with no other step running, which shows whether the step itself changes them.
     """
 
     def __init__(self, sources: list[str], alone: bool = False) -> None:

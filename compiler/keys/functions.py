@@ -21,7 +21,7 @@ def check(setting: str, reference: str) -> None:
     Only what is certain is refused: a module may make names as it is imported.
 
     Raises:
-        ConfigError: there is no such module, its source is not Python, or binds no such name.
+        ConfigError: the module does not exist, its source is not Python, or it does not define the name.
     """
     module, _, name = reference.partition(":")
     path = source_of(module)

@@ -159,7 +159,7 @@ def _rows(path: Path) -> list[str]:
 
 
 def _text(path: Path) -> str:
-    """Raises OSError where it is no regular file, or larger than any installer writes."""
+    """Raise OSError if it is not a regular file, or larger than any installer writes."""
     try:
         return read_limited(path, LARGEST_RECORD).decode("utf-8", errors="replace")
     except ValueError as error:

@@ -12,7 +12,7 @@ EXCEPTIONS = ("no_proxy", "NO_PROXY")
 
 
 def unused(host: str, environment: Mapping[str, str] = os.environ) -> str:
-    """Return the name of the variable whose proxy other programs would use to reach `host`; empty where there is none.
+    """Return the name of the variable whose proxy other programs would use to reach `host`, or an empty string.
 
     `host` may have a port.
     """

@@ -83,5 +83,5 @@ class TimedResponse(http.client.HTTPResponse):
     def _read_next_chunk_size(self) -> int:
         size: int = super()._read_next_chunk_size()  # type: ignore[misc]
         if size < 0:
-            raise ValueError("a chunk's size")  # what it raises for any that is none
+            raise ValueError("a chunk's size")  # http.client raises it for a size that is not a number
         return size

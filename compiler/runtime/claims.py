@@ -120,7 +120,7 @@ def _check_tensors(signature: Mapping[str, Any], batch: int) -> None:
 
 def _check_labels(labels: Any) -> None:
     if labels is not None and not (isinstance(labels, list) and all(isinstance(name, str) for name in labels)):
-        raise TypeError("labels are no texts")
+        raise TypeError("labels are not strings")
 
 
 def _check_tensor(entry: Mapping[str, Any], batch: int) -> None:

@@ -121,7 +121,7 @@ def _verify(folder: str, bundle: str, kind: str, hint: str, keys: list[str], cer
 
 
 def _read(file: Path) -> bytes:
-    """A key or certificates. What is no regular file, or larger than any, is neither waited for nor read to its end.
+    """Read a key or certificates. Special files, and files larger than any key, are refused without being read.
 
     Raises:
         OSError: it cannot be read.

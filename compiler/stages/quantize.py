@@ -117,7 +117,7 @@ class Quantize(Conversion):
     def _pairs(
         self, inputs: Mapping[str, Path], out: Path, choose: Callable[[Any], set[str]]
     ) -> tuple[dict[str, Any], list[str]]:
-        """Writes the Q/DQ model; returns its facts, and the nodes that `choose` leaves float beside those of `keep`."""
+        """Writes the Q/DQ model; returns its facts, and the nodes that `choose` leaves float in addition to `keep`."""
         import numpy as np
         import onnx
         from onnxruntime.quantization import QDQQuantizer, QuantType

@@ -26,7 +26,7 @@ FIX = "write regular files with plain names into the folder of the result, and n
 
 
 class UnfitError(StepError):
-    """A result that is none: it holds what cannot be stored, or lacks what it must have."""
+    """The result of a step cannot be stored, or is incomplete."""
 
 
 class TooSlow(Exception):

@@ -266,13 +266,13 @@ class Store:
     # -- inside ----------------------------------------------------------------------------------------------------
 
     def _make_room(self, path: Path) -> None:
-        """Sets aside what lies where a record belongs and is no file: no file would take the place of a folder."""
+        """Set aside anything that is not a regular file at the path of a record: a rename cannot replace a folder."""
         if not os.path.lexists(path) or (path.is_file() and not path.is_symlink()):
             return
         target = self.root / "quarantine" / f"{path.name}-{time.monotonic_ns()}"
         make_folder(target.parent)
         path.rename(target)
-        self.objects.on_damage(f"{path} is no file that a build has made: set aside in {target}, made again")
+        self.objects.on_damage(f"{path} is not a regular file: set aside in {target}, made again")
 
     def _presence(self) -> Session:
         with self._mutex:

@@ -122,11 +122,11 @@ WORDS = {
 }
 MODELS = {
     "no_model": "the step made no model.npz",
-    "a_model_without_a_signature": "its signature.json is none: No such file",
-    "a_signature_that_is_a_list": "its signature.json is none: ",
-    "a_signature_of_huge_tensors": "its signature.json is none: the shape",
-    "a_signature_without_a_claim": "its signature.json is none: 'claim' is missing",
-    "a_signature_a_hundred_thousand_deep": "its signature.json is none: it is nested too deeply",
+    "a_model_without_a_signature": "its signature.json is not valid: No such file",
+    "a_signature_that_is_a_list": "its signature.json is not valid: ",
+    "a_signature_of_huge_tensors": "its signature.json is not valid: the shape",
+    "a_signature_without_a_claim": "its signature.json is not valid: 'claim' is missing",
+    "a_signature_a_hundred_thousand_deep": "its signature.json is not valid: it is nested too deeply",
     "weights_of_an_odd_name": "is no name that an artifact's file may have",
 }
 PROCESSES = {
@@ -276,7 +276,7 @@ def _status(built_group: Built, step: str) -> str:
             "folders_fifteen_hundred_deep",
             "error: samples: the result has more than 64 folders in each other",
         ),
-        ("export", "no_signature", "error: export: its signature.json is none: No such file or directory"),
+        ("export", "no_signature", "error: export: its signature.json is not valid: No such file or directory"),
         ("export", "an_input_less", "error: export changed its input, the result of samples"),
     ],
 )

@@ -90,7 +90,7 @@ def test_what_is_set_aside_is_said(built: Project) -> None:
     _replace(path, "a FIFO")
     build, _, _ = _lines(built)
     (made,) = _run(built, build)
-    assert made["code"] == 0 and f"{path} is no file that a build has made: set aside" in made["err"]
+    assert made["code"] == 0 and f"{path} is not a regular file: set aside" in made["err"]
     assert path.is_file()
 
 
