@@ -16,12 +16,15 @@ from compiler.foreign_json import parse_json, read_json
 from compiler.words import lines, words
 
 ANSWER, PROGRESS = "answer.json", "progress.json"
-LARGEST_ANSWER = 16 << 20
+LARGEST_ANSWER = 1 << 30
+"""Own code may read a million files; the store keeps records of the same size."""
 LARGEST_PROGRESS = 4 << 10
 LARGEST_FACTS = 16 << 20
 """Of a step's facts, as UTF-8. Larger data belongs in a file of the result."""
 DEEPEST_FACTS = 64
 """How deeply a step's facts may be nested."""
+LARGEST_INDENTED = (DEEPEST_FACTS + 3) * LARGEST_FACTS
+"""Of the file with a step's facts: each value may stand on a line of its own, indented by its depth."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ def read_checked_facts(file: Path) -> dict[str, Any]:
         OSError: the file cannot be opened.
         ValueError: the file does not hold valid facts.
     """
-    return check_facts(read_json(file, 2 * LARGEST_FACTS))  # indented, they are longer
+    return check_facts(read_json(file, LARGEST_INDENTED))
 
 
 def _error(record: Mapping[str, Any]) -> CompilerError:

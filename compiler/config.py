@@ -90,7 +90,10 @@ def _check_jobs(parsed: Sequence[Any]) -> None:
             continue
         value = override.value()
         if isinstance(value, RangeSweep):  # counted without making its values
-            jobs *= max(0, math.ceil((float(value.stop or 0) - float(value.start or 0)) / float(value.step)))
+            if not float(value.step):
+                raise ConfigError(f"{override.key_or_group}: the step of its range is 0", fix="give another step")
+            # an empty range makes no job at all, but the values of the others are still written out
+            jobs *= max(1, math.ceil((float(value.stop or 0) - float(value.start or 0)) / float(value.step)))
         else:
             jobs *= sum(1 for _ in itertools.islice(override.sweep_string_iterator(), MOST_JOBS + 1))
         if jobs > MOST_JOBS:

@@ -9,6 +9,8 @@ from io import BufferedReader
 from pathlib import Path
 from typing import IO
 
+PIECE = 1 << 20
+
 
 def open_regular(file: Path) -> BufferedReader:
     """A regular file, opened for reading.
@@ -35,9 +37,11 @@ def read_limited(file: Path, limit: int) -> bytes:
     """
     with open_regular(file) as stream:
         if os.fstat(stream.fileno()).st_size <= limit:
-            data = stream.read(limit + 1)  # more where it grows meanwhile
+            data = bytearray()  # one read of `limit` bytes would take that much memory for any file
+            while len(data) <= limit and (piece := stream.read(min(PIECE, limit + 1 - len(data)))):
+                data += piece
             if len(data) <= limit:
-                return data
+                return bytes(data)
     raise ValueError(f"it is larger than {limit} bytes")
 
 

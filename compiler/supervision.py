@@ -26,6 +26,8 @@ PATIENCE_S = 5.0
 starting = threading.Lock()
 """Held while a worker is started: it must be known before somebody looks for processes that nobody knows."""
 _known: set[int] = set()
+_before: set[int] = set()
+"""Children that this process had before it was a build: a shell's that replaced itself, or a container's."""
 _adopts = False
 
 
@@ -37,6 +39,7 @@ def die_with_parent() -> None:
 def adopt_orphans() -> None:
     """Makes this process, a build's, the parent of what a worker that was killed leaves; `end_strays` ends it."""
     global _adopts  # noqa: PLW0603 - it is a state of the process
+    _before.update(_children())
     _adopts = _prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
@@ -111,10 +114,22 @@ def end_strays() -> None:
     with starting:
         for pid in _children():
             with contextlib.suppress(OSError):
-                if pid not in _known and os.getsid(pid) != own:
+                if pid not in _known | _before and os.getsid(pid) != own and _is_of_this_build(pid):
                     end_below(pid)
                     os.kill(pid, signal.SIGKILL)
                     os.waitpid(pid, 0)
+
+
+def _is_of_this_build(pid: int) -> bool:
+    """Whether an adopted process comes from a worker. All do, unless this is the first process of a container, which
+    adopts every orphan in it: then the environment of workers tells.
+    """
+    if os.getpid() != 1:
+        return True
+    try:
+        return b"COMPILER_PARENT=1" in (Path("/proc") / str(pid) / "environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
 
 
 def _children() -> list[int]:

@@ -6,7 +6,9 @@ import dataclasses
 import functools
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from compiler.data.listing import LARGEST_CLASS_LIST
 from compiler.errors import ConfigError, unknown_name
@@ -17,20 +19,15 @@ from compiler.runtime.verify import MANIFEST, SIDECARS
 from compiler.schema import Config, Match, Model, Splits
 
 LARGEST_WEIGHTS = 64 << 30
-LARGEST_SEED = 2**32 - 1
-"""Of numpy's older generators."""
+LARGEST_SEED = 2**63 - 1
+"""What PyTorch's generator takes; libraries with smaller seeds get its remainder."""
 OBJECTIVES = ("latency", "throughput", "size")
 POSITIVE = Between(0, above=True)
 LIMITS = {
-    "seed": Between(0, LARGEST_SEED),
-    "data.split_seed": Between(0, LARGEST_SEED),
     "target.threads": Between(1),
     "target.cores": Between(1),
     "target.memory_mb": POSITIVE,
     "model.accuracy": Between(0, 100),
-    "executor.jobs": Between(0, 1000),
-    "executor.time_limit_s": Between(0.001, 1e9),
-    "executor.memory_limit_mb": Between(0, 1e9),
     **{f"data.splits.{split.name}": Between(0) for split in dataclasses.fields(Splits)},
     **{f"budget.{name}": POSITIVE for name in (
         "latency_p95_ms", "latency_p99_ms", "first_answer_ms", "size_mb", "peak_memory_mb", "arrival_rate_per_s",
@@ -40,6 +37,14 @@ LIMITS = {
     "budget.accuracy_min": Between(-math.inf),
 }  # fmt: skip
 """Key -> what its number must be, where it has one. A drop below zero asks for a gain; a metric may have any unit."""
+LIMITS_TO_BUILD = {
+    "seed": Between(0, LARGEST_SEED),
+    "data.split_seed": Between(0, LARGEST_SEED),
+    "executor.jobs": Between(0, 1000),
+    "executor.time_limit_s": Between(0.001, 1e9),
+    "executor.memory_limit_mb": Between(0, 1e9),
+}
+"""The same for a configuration that is composed now; older manifests may have recorded other numbers."""
 
 
 def check_values(config: Config) -> None:
@@ -56,14 +61,7 @@ def check_values(config: Config) -> None:
     ):
         if value not in known:
             raise unknown_name(what, value, known)
-    for key, limit in LIMITS.items():
-        number = functools.reduce(getattr, key.split("."), config)
-        if number is None:
-            continue
-        finite = isinstance(number, int) or math.isfinite(number)  # type: ignore[arg-type]
-        expected = limit.broken(number) if finite else "a finite number"
-        if expected:
-            raise ConfigError(f"{key} is {str(number)[:40]}", fix=f"it must be {expected}")
+    _check_numbers(config, LIMITS)
     least = config.budget.accuracy_min
     if least is not None and least > 100 and ":" not in config.data.metric:
         raise ConfigError(f"budget.accuracy_min is {least}", fix="give percent, from 0 to 100")
@@ -85,6 +83,16 @@ def check_values(config: Config) -> None:
                 f"{what} {name[:200]!r} cannot name a folder",
                 fix="use letters, digits, '.', '_' and '-', 100 of them at most",
             )
+
+
+def _check_numbers(config: Config, limits: Mapping[str, Between]) -> None:
+    for key, limit in limits.items():
+        number: Any = functools.reduce(getattr, key.split("."), config)
+        if number is None:
+            continue
+        expected = limit.broken(number) if isinstance(number, int) or math.isfinite(number) else "a finite number"
+        if expected:
+            raise ConfigError(f"{key} is {str(number)[:40]}", fix=f"it must be {expected}")
 
 
 def _check_match(match: Match) -> None:
@@ -163,6 +171,7 @@ def check_for_build(config: Config) -> None:
     Raises:
         ConfigError: with the file.
     """
+    _check_numbers(config, LIMITS_TO_BUILD)
     _check_artifacts_dir(config)
     _check_sizes(config)
     _check_signing(config)

@@ -53,6 +53,10 @@ class _SpoilerError(StepError):
     sources: tuple[str, ...] = ()
 
 
+Look = list[list[Any]]
+"""What `compiler.store.look` says of a result's files: names, sizes, times and inodes."""
+
+
 class Walker:
     """Walks one plan, as far as it is asked to."""
 
@@ -63,7 +67,7 @@ class Walker:
         self._keys = keys
         self._watcher = watcher
         self._cancel = threading.Event()
-        self._intact: dict[str, list[list[Any]]] = {}
+        self._intact: dict[str, Look] = {}
         self._alone: set[str] = set()
         self._looked_ahead = False
         self.outcome = Outcome()
@@ -236,11 +240,12 @@ class Walker:
                 self._record(step, known, "reused", "made by another build")
                 self._watcher.ended(step.name, "reused", 0.0)
                 return known
-            inputs = {}
+            inputs, seen = {}, {}
             for role, source in sources.items():
                 if not self._is_intact(source, given[source]):
                     raise _Damaged([source])
                 inputs[role] = given[source].path
+                seen[source] = self._intact[given[source].digest]
             why = explain(whole, self._store.last(self._scope(), step.name), step.inputs)
             if self._store.state(key_of(whole)) == "damaged":
                 why = "result missing or corrupt"
@@ -259,7 +264,7 @@ class Walker:
                         caches=self._caches,
                     )  # fmt: skip
                     stack.callback(worker.end)
-                whole, result = self._run_worker(step, document, given, inputs, worker, key)
+                whole, result = self._run_worker(step, document, given, seen, inputs, worker, key)
             self._record(step, result, "executed", why)
             self._store_last(step, whole)
             self._watcher.ended(step.name, "executed", result.seconds)
@@ -270,10 +275,12 @@ class Walker:
         step: Step,
         document: dict[str, Any],
         given: Mapping[str, Result],
+        seen: Mapping[str, Look],
         inputs: dict[str, Path],
         worker: launch.Worker,
         key: str,
     ) -> tuple[dict[str, Any], Result]:
+        """Runs the step in `worker` and stores its result. `seen` is how its inputs looked when it was started."""
         roots, apart = self._keys.watched(step, document, self._store)
         job = launch.Job(
             name=step.name,
@@ -295,14 +302,14 @@ class Walker:
         before = self._keys.stamps(step)
         try:
             seconds = worker.run(job, self._cancel, functools.partial(self._watcher.progressed, step.name))
-            if (spoiler := self._spoiler(step, given)) is not None:
+            if (spoiler := self._spoiler(step, given, seen)) is not None:
                 raise spoiler
             models = {c.spec.artifact for c in self.plan.candidates.values() if c.result == step.name}
             results.check(job, worker, sorted(models))
         except launch.Cancelled:
             raise StepError(f"{step.name} was ended with the build") from None
         except CompilerError as error:
-            failure = self._spoiler(step, given) or error  # it may have failed for what another did to its input
+            failure = self._spoiler(step, given, seen) or error  # it may have failed for what another did to its input
             self._keep_failure(failure, job, worker, key)
             raise failure from error.__cause__
         digests = {role: document["inputs"][role] for role in inputs}
@@ -334,10 +341,7 @@ class Walker:
 
     def _is_intact(self, source: str, result: Result) -> bool:
         """Whether a result that a step needs is as it was stored: every byte of it, where any file looks otherwise."""
-        try:
-            seen = look(result.path)
-        except (OSError, ValueError):
-            seen = None
+        seen = _look(result)
         if seen is not None and self._intact.get(result.digest) == seen:
             return True
         if seen is None or not self._store.verify_fully(result):
@@ -346,22 +350,28 @@ class Walker:
         self._intact[result.digest] = seen
         return True
 
-    def _spoiler(self, step: Step, given: Mapping[str, Result]) -> CompilerError | None:
-        """The error of a step that changed one of the results which it was given; None where all are what they were.
+    def _spoiler(self, step: Step, given: Mapping[str, Result], seen: Mapping[str, Look]) -> CompilerError | None:
+        """Return the error of a step that changed one of the results it was given, or None if it changed none.
+
+        An input that is intact now may have been damaged while the step ran, and remade for another step meanwhile:
+        so each is compared with how it looked when the step was started.
 
         Raises:
-            _Damaged: one is not, and a step that ran at the same time may have changed it.
+            _Damaged: an input was changed, and a step that ran at the same time may have done it.
         """
-        changed = [source for source in sorted(given) if not self._is_intact(source, given[source])]
-        if not changed:
+        touched = [source for source in sorted(given) if _look(given[source]) != seen[source]]
+        damaged = [source for source in touched if not self._is_intact(source, given[source])]
+        if not touched:
             return None
         if not self._runs_alone(step.name):
-            raise _Damaged(changed, alone=True)
+            raise _Damaged(touched, alone=True)
+        if not damaged:
+            return None
         error = _SpoilerError(
-            f"{step.name} changed its input, the result of {', '.join(changed)}",
+            f"{step.name} changed its input, the result of {', '.join(damaged)}",
             fix="a step reads its inputs, and writes into the folder of its own result alone",
         )
-        error.sources = tuple(changed)
+        error.sources = tuple(damaged)
         return error
 
     def _record(self, step: Step, result: Result, status: str, why: str) -> None:
@@ -376,6 +386,14 @@ class Walker:
     def _store_last(self, step: Step, document: dict[str, Any]) -> None:
         with contextlib.suppress(OSError):  # only explanations hang on it
             self._store.remember_last(self._scope(), step.name, document)
+
+
+def _look(result: Result) -> Look | None:
+    """How the files of a stored result look, without reading them; None if they cannot be looked at."""
+    try:
+        return look(result.path)
+    except (OSError, ValueError):
+        return None
 
 
 def _worker_fields(step: Step) -> dict[str, Any]:

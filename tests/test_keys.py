@@ -254,3 +254,22 @@ def test_threads_that_ask_for_tools_at_the_same_time_see_all_of_them(monkeypatch
     tools = Tools()
     with ThreadPoolExecutor(4) as pool:
         assert "absent" not in list(pool.map(tools.version, ["numpy"] * 4))
+
+
+def test_every_requirement_counts_whether_or_not_it_names_a_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requires = {
+        "firstlib": "Requires-Dist: secondlib\r\nRequires-Dist: thirdlib>=1\r\n"
+        "Requires-Dist: fourthlib ; extra == 'more'\r\nRequires-Dist: fifthlib\r\n\r\nRequires-Dist: sixthlib\r\n",
+        "secondlib": "Requires-Dist: seventhlib\n",
+    }
+    for name in ("firstlib", "secondlib", "thirdlib", "fourthlib", "fifthlib", "sixthlib", "seventhlib"):
+        info = tmp_path / f"{name}-1.0.dist-info"
+        info.mkdir()
+        text = f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n{requires.get(name, '')}"
+        (info / "METADATA").write_bytes(text.encode())
+        (info / "RECORD").write_text(f"{name}.py,sha256=x,1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = set(Tools().identities(["firstlib"]))
+    assert found == {"firstlib", "secondlib", "thirdlib", "fifthlib", "seventhlib"}

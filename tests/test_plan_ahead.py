@@ -18,7 +18,7 @@ from PIL import Image
 from compiler import typed
 from compiler.commands.plan import run
 from compiler.errors import ConfigError
-from compiler.keys.functions import check
+from compiler.keys.functions import _names, check
 from compiler.keys.sources import source_of
 from compiler.limits import Between, OneOf
 from compiler.plan import make_stage
@@ -51,6 +51,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.chdir(tmp_path)
     source_of.cache_clear()  # it remembers where the module of another test lies
+    _names.cache_clear()
     return tmp_path
 
 
@@ -68,11 +69,35 @@ def test_name_that_a_module_does_not_bind_is_refused(module: Path, name: str) ->
 
 
 @pytest.mark.parametrize(
-    "line", ["from os.path import *", "globals()['made'] = 1", "def __getattr__(name): ...", "exec('made = 1')"]
+    "line",
+    [
+        "from os.path import *",
+        "globals()['made'] = 1",
+        "def __getattr__(name): ...",
+        "exec('made = 1')",
+        "def register(name):\n    globals()[name] = 1\nregister('made')",
+        "def bind():\n    global made\n    made = 1\nbind()",
+        "import sys\nsys.modules[__name__].made = 1",
+        "from sys import modules\nsetattr(modules[__name__], 'made', 1)",
+        "vars().update(made=1)",
+        "register.__dict__['made'] = 1",
+    ],
 )
 def test_module_that_makes_names_while_it_is_imported_is_left_to_the_import(module: Path, line: str) -> None:
     (module / "ahead_of.py").write_text(f"{line}\n")
     check("model.architecture", "ahead_of:made")
+
+
+def test_modules_own_use_of_common_words_hides_no_wrong_name(module: Path) -> None:
+    """`eval` and `modules` are methods of every network."""
+    (module / "ahead_of.py").write_text("def net(n):\n    made.eval()\n    return list(made.modules())\n")
+    with pytest.raises(ConfigError, match="has no 'made'"):
+        check("model.architecture", "ahead_of:made")
+
+
+def test_modules_without_source_are_left_to_the_import() -> None:
+    check("data.metric", "math:sqrt")
+    check("data.metric", "_bz2:anything")
 
 
 def test_module_that_is_not_there_or_not_python_is_named_with_its_line(module: Path) -> None:

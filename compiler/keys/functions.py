@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import functools
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +13,8 @@ from compiler.keys.sources import source_of
 
 HOW = "name it package.module:function, importable from the working folder (or set PYTHONPATH)"
 
-BIND_ANY = ("globals", "setattr", "exec")
-"""Functions by which a module can bind a name that its source does not show."""
+BIND_ANY = frozenset({"__import__", "eval", "exec", "globals", "locals", "vars"})
+"""Functions by which a module can bind names that its source does not show."""
 
 
 def check(setting: str, reference: str) -> None:
@@ -26,11 +28,11 @@ def check(setting: str, reference: str) -> None:
     module, _, name = reference.partition(":")
     path = source_of(module)
     if path is None:
-        if source_of(module.partition(".")[0]) is None:
+        if not _exists(module.partition(".")[0]):
             raise ConfigError(f"{setting} {reference!r}: there is no module {module.partition('.')[0]!r}", fix=HOW)
-        return  # below a package that finds its modules by other means
+        return  # a compiled module, or one below a package that finds its modules by other means
     try:
-        tree = ast.parse(path.read_bytes(), filename=str(path))
+        bound = _names(path)
     except (SyntaxError, ValueError) as error:
         line, why = getattr(error, "lineno", None), getattr(error, "msg", error)
         raise ConfigError(
@@ -38,8 +40,7 @@ def check(setting: str, reference: str) -> None:
         ) from None
     except (OSError, RecursionError):
         return
-    bound = set(_bound(tree))
-    if name in bound or bound & {"*", "__getattr__", *BIND_ANY}:
+    if bound is None or name in bound:
         return
     known = sorted(n for n in bound if not n.startswith("_"))
     raise ConfigError(
@@ -48,8 +49,39 @@ def check(setting: str, reference: str) -> None:
     )
 
 
+def _exists(top: str) -> bool:
+    try:
+        return importlib.util.find_spec(top) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+@functools.cache
+def _names(path: Path) -> frozenset[str] | None:
+    """Return the names that the module at `path` binds; None if it may bind others while it is imported.
+
+    Raises:
+        OSError, SyntaxError, ValueError, RecursionError: the file cannot be read or parsed.
+    """
+    tree = ast.parse(path.read_bytes(), filename=str(path))
+    bound = frozenset(_bound(tree))
+    return None if "__getattr__" in bound or any(map(_may_bind_any, ast.walk(tree))) else bound
+
+
+def _may_bind_any(node: ast.AST) -> bool:
+    """Whether code with this node, at any place in a module, can bind names that the source does not show."""
+    if isinstance(node, ast.Attribute):  # sys.modules[__name__]; any `modules` would be every network's own
+        of_sys = isinstance(node.value, ast.Name) and node.value.id == "sys"
+        return node.attr == "__dict__" or (node.attr == "modules" and of_sys)
+    return (
+        isinstance(node, ast.Global)
+        or (isinstance(node, ast.Name) and node.id in BIND_ANY)
+        or (isinstance(node, ast.alias) and node.name in ("*", "modules"))
+    )
+
+
 def _bound(tree: ast.AST) -> Iterator[str]:
-    """Names that a module binds outside its functions, `*` for what it imports unnamed, and calls that bind others."""
+    """Names that a module binds outside its functions."""
     queue: list[ast.AST] = [tree]
     while queue:
         node = queue.pop()
@@ -59,7 +91,7 @@ def _bound(tree: ast.AST) -> Iterator[str]:
             continue
         if isinstance(node, ast.alias):
             yield node.asname or node.name.partition(".")[0]
-        elif isinstance(node, ast.Name) and (isinstance(node.ctx, ast.Store) or node.id in BIND_ANY):
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             yield node.id
         queue += ast.iter_child_nodes(node)
 

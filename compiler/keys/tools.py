@@ -30,7 +30,9 @@ LOCAL = re.compile(
 """What an installer adds, or what differs between two installations of one wheel."""
 STANDS_FOR = {"onnxruntime": ("onnxruntime-gpu",), "tensorrt": ("tensorrt-cu13", "tensorrt-cu12")}
 """Distribution -> others that bring the same modules, and may be installed in its place."""
-REQUIRES = re.compile(r"^Requires-Dist:\s*([A-Za-z0-9][A-Za-z0-9._-]*)\s*(?:\[([^\]]*)\])?([^;\n]*)(?:;(.*))?$", re.M)
+REQUIRES = re.compile(
+    r"^Requires-Dist:[ \t]*([A-Za-z0-9][A-Za-z0-9._-]*)[ \t]*(?:\[([^\]]*)\])?([^;\n]*)(?:;(.*))?$", re.M
+)
 EXTRA = re.compile(r"""extra\s*==\s*['"]([^'"]+)['"]""")
 VERSION = re.compile(r"^Version:\s*(\S+)", re.M)
 
@@ -161,7 +163,7 @@ def _rows(path: Path) -> list[str]:
 def _text(path: Path) -> str:
     """Raise OSError if it is not a regular file, or larger than any installer writes."""
     try:
-        return read_limited(path, LARGEST_RECORD).decode("utf-8", errors="replace")
+        return read_limited(path, LARGEST_RECORD).decode("utf-8", errors="replace").replace("\r\n", "\n")
     except ValueError as error:
         raise OSError(errno.EINVAL, str(error), str(path)) from None
 

@@ -131,7 +131,10 @@ def _check_choice(build: Callable[[], Any], taken: TensorSet, sets: Sequence[Ten
         fix="make a file of the one that is meant by a line above, and give it as model.weights",
         details=[
             "import torch, safetensors.torch",
-            *(f"torch.save({each.expression(path)}, '{path.stem}-{number}.pt')" for number, each in enumerate(both)),
+            *(
+                f"torch.save({each.expression(path)}, {f'{path.stem}-{number}.pt'!r})"
+                for number, each in enumerate(both)
+            ),
         ],
     )
 

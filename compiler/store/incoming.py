@@ -11,6 +11,7 @@ import os
 import shutil
 import stat
 import time
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,6 +23,8 @@ MOST_ENTRIES = 100_000
 """Files and folders in a result: the store lists all of them in each result's record."""
 DEEPEST = 64
 """Folders that may lie in each other in a result."""
+STEERING = "\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+"""Line separators and changes of direction: a name with them can be shown as another one."""
 FIX = "write regular files with plain names into the folder of the result, and nothing else"
 
 
@@ -95,7 +98,7 @@ def _check_name(name: str) -> None:
         name.encode()
     except UnicodeEncodeError:
         raise UnfitError(f"the result has a name that is not UTF-8: {words(name, 100)}", fix=FIX) from None
-    if not name.isprintable():
+    if any(unicodedata.category(c) == "Cc" or c in STEERING for c in name):
         raise UnfitError(f"the result has a name with control characters: {words(name, 100)}", fix=FIX)
 
 

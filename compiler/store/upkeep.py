@@ -227,7 +227,8 @@ def _in_the_way(store: Store) -> list[Path]:
     folders = [store.root / name for name in (*GROUPED, "versions", "work", "failures", "quarantine", "locks")]
     folders += [path for name in GROUPED for path in sorted((store.root / name).glob("*"))]
     wrong = [path for path in folders if os.path.lexists(path) and not path.is_dir()]
-    return [*wrong, *(path for path in sorted((store.root / "locks").glob("*")) if not path.is_file())]
+    locks = sorted((store.root / "locks").glob("*"))  # gc may remove one at any moment
+    return [*wrong, *(path for path in locks if os.path.lexists(path) and not path.is_file())]
 
 
 def _known_entries(store: Store) -> dict[str, tuple[FileEntry, ...]]:

@@ -109,6 +109,8 @@ REFUSED: dict[str, list[str]] = {
     "a sweep by a function": [*PLAN, "seed=range(1,3)"],
     "an unknown function": [*PLAN, "seed=system(ls)"],
     "an endless sweep": [*PLAN, "-m", "seed=range(0,1000000000000)"],
+    "an endless sweep beside an empty one": [*PLAN, "-m", "seed=range(5,5)", "data.split_seed=range(0,1000000000)"],
+    "a sweep without a step": [*PLAN, "-m", "seed=range(1,10,0)"],
     "ten thousand million combinations": [*PLAN, "-m", *[f"steps.x{n}={','.join('0123456789')}" for n in range(10)]],
     # Hydra's own settings
     "a folder to run in": [*PLAN, "hydra.run.dir=elsewhere", "hydra.job.chdir=true", "sed=1"],
