@@ -44,8 +44,17 @@ def wait_for_worker(project: Project) -> None:
 
 
 def workers(project: Project) -> list[int]:
-    """Workers in this project's store."""
-    return processes(project, b"compiler.worker")
+    """Workers in this project's store, without the child of each in which its step runs."""
+    found = processes(project, b"compiler.worker")
+    return [pid for pid in found if _parent(pid) not in found]
+
+
+def _parent(pid: int) -> int:
+    """0 where the process is gone."""
+    try:
+        return int((Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
 
 
 def processes(project: Project, name: bytes = b"") -> list[int]:

@@ -235,7 +235,8 @@ def _working_candidates(project: Project, folder: Path, kinds: dict[str, str], s
     for name, kind in kinds.items():
         (conf / f"{name}.yaml").write_text(
             "backend: unruly.backend\nruntime: 'null'\nprecision: fp32\nafter: samples\nartifact: model.npz\n"
-            f"steps: {{{kind}: {{name: {name}, log: '{folder / 'log.txt'}', seconds: {seconds}}}}}\n"
+            f"steps: {{{kind}: {{name: {name}, log: '{folder / 'log.txt'}', seconds: {seconds}}}, "
+            "convert: {stage: 'null.convert'}}\n"  # never asked for: the last step of a candidate must make a model
         )
     overrides = ["--config-dir", str(folder / "conf"), f"candidates=[{','.join(kinds)}]", "executor.jobs=2"]
     return overrides, ",".join(f"{name}.{kind}" for name, kind in kinds.items())
