@@ -18,6 +18,7 @@ from compiler.data.imagefolder import ImageFolder
 from compiler.errors import ConfigError
 from compiler.keys.memo import full_digest
 from compiler.pictures import read_picture
+from compiler.plan import make_stage
 from compiler.stages.samples import Samples, SplitSizes
 
 HOW: dict[str, Any] = {"resize": 0, "crop": 8, "orientation": "exif", "background": [255, 255, 255]}
@@ -257,13 +258,12 @@ def test_record_names_turned_transparent_and_unreadable_samples(root: Path, tmp_
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [("orientation", "exiv", "did you mean 'exif'"), ("unreadable", "skp", "did you mean 'skip'"),
-     ("background", (1.0, 2.0), "background is"), ("background", (0.0, 0.0, 256.0), "background is")],
+     ("background", (1.0, 2.0), "background has 2 values"),
+     ("background", (0.0, 0.0, 256.0), "background[2] is 256.0")],
 )  # fmt: skip
-def test_wrong_values_of_the_datas_fields_are_refused(
-    root: Path, tmp_path: Path, field: str, value: Any, words: str
-) -> None:
+def test_wrong_values_of_the_datas_fields_are_refused(root: Path, field: str, value: Any, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        _samples(root, tmp_path / "out", **{field: value})
+        make_stage(Samples, {"dataset": "imagefolder", "root": str(root), field: value}, "samples")
     assert words in caught.value.what
 
 

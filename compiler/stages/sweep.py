@@ -27,7 +27,7 @@ class Sweep(Measurement):
     """
 
     max_batch: Annotated[int, Between(1, MAX_BATCH)] = 64
-    seconds: Annotated[float, Between(0, above=True)] = 0.5
+    seconds: Annotated[float, Between(0)] = 0.5
     thread_counts: tuple[Count, ...] = ()
     stream_counts: tuple[Count, ...] = ()
     memory_limit_mb: float | None = None
