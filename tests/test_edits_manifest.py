@@ -24,7 +24,7 @@ from conftest import CONF, ROOT, Done
 WORDS: dict[str, tuple[str, ...]] = {
     "compiler/deferral.py": (", which {host} has not", ", and {host} has none"),
     "compiler/unfinished.py": ('"deferred: not measured"', '"not measured"'),
-    "compiler/selection.py": ("the uncompiled baseline", "the baseline", "eager execution"),
+    "compiler/selection.py": ("the uncompiled baseline", "the network as it is", "eager execution"),
     "compiler/gates.py": ("95 % upper bound {upper:.2f}, {samples}", "95 % upper bound {upper:.2f} of {samples}"),
     "compiler/manifest.py": ('HOST = "build-host"', 'HOST = "the build host"'),
     "compiler/runtime/noise.py": ("(median absolute deviation)", "(by their median)"),
@@ -61,7 +61,9 @@ class World:
         shutil.copytree(CONF, folder / "more")
         (folder / "tmp").mkdir()
         for name, texts in WORDS.items():
-            assert (folder / name).read_text().count(texts[0]) == 1, f"{name} has no {texts[0]!r}, or more than one"
+            text = (folder / name).read_text()
+            assert text.count(texts[0]) == 1, f"{name} has no {texts[0]!r}, or more than one"
+            assert not any(other in text.replace(texts[0], "") for other in texts[1:]), f"{name} has another of {texts}"
         for name in APART:
             assert (folder / name).is_file(), f"{name} is no more: name another file"
 
